@@ -1,0 +1,1 @@
+"""Measurements: one module per claim, each beside its limit in the same run."""

@@ -1,0 +1,245 @@
+"""Every setting of the tier: what it is called, what it may be, and what it is when nobody says.
+
+Covers: one frozen class per role, and the page `docs/config.md`, which `python -m kvstore.config`
+prints. Does not cover: the order of sources and unknown names (`kvstore/settings.py`), how a
+command line is parsed (`kvstore/cli.py`), sizes that follow from the machine
+(`kvstore/machine.py`).
+
+All roles share one flat set of names, so that one file and one environment serve a whole machine:
+a role takes the settings that it has, and a name that no role has is an error. No other module
+reads the environment.
+"""
+
+import ipaddress
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, ByteSize, Field, model_validator
+
+from kvstore import settings
+from kvstore.settings import FILE_VARIABLE, PREFIX, Role, Settings, Unset, knobs
+
+
+def _whole_path(path: Path) -> Path:
+    """Node processes have working folders of their own, so no relative path may reach them."""
+    if path.parts[:1] and path.parts[0].startswith("~"):
+        raise ValueError("'~' is not expanded here; write the whole path")
+    return path.absolute()
+
+
+WholePath = Annotated[Path, AfterValidator(_whole_path)]
+Port = Annotated[int, Field(ge=0, le=65535)]
+Seconds = Annotated[float, Field(gt=0)]
+
+Name = Annotated[
+    str,
+    Field(
+        pattern=r"^[a-z][a-z0-9-]{0,31}$",
+        description="Name of the tier: lower-case letters, digits and dashes. Two tiers on one "
+        "machine differ in it.",
+    ),
+]
+StateFolder = Annotated[
+    WholePath,
+    Field(description="Where a tier keeps its records, tokens and logs."),
+    Unset("`$XDG_STATE_HOME/samovar`, or `~/.local/state/samovar`"),
+]
+TokenFile = Annotated[
+    WholePath | None,
+    Field(
+        description="File with the secret that every caller must show, on the control and on the "
+        "bulk port."
+    ),
+    Unset("no secret asked"),
+]
+HostId = Annotated[
+    str | None,
+    Field(
+        min_length=1,
+        max_length=96,
+        description="Which host this process is on. A client maps the arenas of nodes with its own "
+        "host identity and reaches the others over sockets.",
+    ),
+    Unset("this machine's own"),
+]
+LogLevel = Annotated[
+    Literal["debug", "info", "warning", "error"],
+    Field(description="Least severe messages that are logged: debug, info, warning or error."),
+]
+
+
+class ClusterConfig(Settings):
+    """One tier as a whole: what `up`, `status` and `down` and its coordinator go by."""
+
+    name: Name = "samovar"
+    nodes: Annotated[
+        int, Field(ge=1, le=64, description="Storage nodes that `up` starts on this machine.")
+    ] = 1
+    block_tokens: Annotated[
+        int,
+        Field(
+            ge=16,
+            le=1024,
+            description="Tokens per block, a power of two; one value for the whole tier.",
+        ),
+    ] = 64
+    state_folder: StateFolder
+    log_level: LogLevel = "info"
+
+    @model_validator(mode="after")
+    def _blocks_are_powers_of_two(self) -> Self:
+        if self.block_tokens.bit_count() != 1:
+            raise ValueError(f"block_tokens is {self.block_tokens}; use 16, 32, 64, 128, ... 1024")
+        return self
+
+
+class NodeConfig(Settings):
+    """One storage node."""
+
+    state_folder: StateFolder
+    shm_folder: Annotated[
+        WholePath, Field(description="Folder on a tmpfs, in which the node makes its arena.")
+    ] = Path("/dev/shm")
+    arena_bytes: Annotated[
+        ByteSize | None,
+        Field(ge=1 << 20, description="Shared memory for blocks, such as `8GiB`."),
+        Unset("the smaller of 25 % of the memory limit and 80 % of the free shared memory"),
+    ] = None
+    bind_host: Annotated[
+        str,
+        Field(
+            min_length=1,
+            description="Address on which both ports listen. Another than a loopback address needs "
+            "`token_file` or `insecure`.",
+        ),
+    ] = "127.0.0.1"
+    control_port: Annotated[Port, Field(description="Port for gRPC; 0 takes any free one.")] = 0
+    bulk_port: Annotated[Port, Field(description="Port for bytes; 0 takes any free one.")] = 0
+    token_file: TokenFile = None
+    insecure: Annotated[
+        bool,
+        Field(
+            description="Allow an address that is not loopback without a secret: whoever reaches "
+            "it reads and writes everything."
+        ),
+    ] = False
+    host_id: HostId = None
+    default_ttl_s: Annotated[
+        float,
+        Field(ge=0, description="Life of a block whose writer names none; 0 is until evicted."),
+    ] = 0.0
+    session_dead_s: Annotated[
+        Seconds,
+        Field(description="Silence after which a client's reservations and leases are ended."),
+    ] = 2.0
+    heartbeat_interval_s: Annotated[
+        Seconds,
+        Field(description="Time between heartbeats to other nodes; three missed make a suspect."),
+    ] = 0.5
+    log_level: LogLevel = "info"
+
+    @model_validator(mode="after")
+    def _strangers_need_a_token(self) -> Self:
+        if is_loopback(self.bind_host) or self.token_file is not None or self.insecure:
+            return self
+        raise ValueError(
+            f"bind_host {self.bind_host} can be reached from other machines; set token_file, or "
+            "insecure to let everybody in"
+        )
+
+
+class ClientConfig(Settings):
+    """One client of a running tier, inside an inference worker."""
+
+    address: Annotated[
+        str,
+        Field(
+            pattern=r"^(\[[0-9A-Fa-f:.]+\]|[^\[\]:/\s]+):\d{1,5}$",
+            description="`host:port` of any node of the tier.",
+        ),
+        Unset("asked for"),
+    ]
+    token_file: TokenFile = None
+    host_id: HostId = None
+    get_deadline_s: Annotated[
+        Seconds,
+        Field(description="Time a fetch may take; what is not there by then counts as a miss."),
+    ] = 5.0
+    lease_s: Annotated[
+        Seconds,
+        Field(
+            description="How long an owner keeps blocks in place for a reader; longer than "
+            "`get_deadline_s`."
+        ),
+    ] = 10.0
+    bulk_connections: Annotated[
+        int, Field(ge=1, le=16, description="Connections for bytes to each remote node.")
+    ] = 2
+
+    @model_validator(mode="after")
+    def _leases_outlast_fetches(self) -> Self:
+        if self.lease_s <= self.get_deadline_s:
+            raise ValueError(
+                f"lease_s {self.lease_s:g} must be longer than get_deadline_s "
+                f"{self.get_deadline_s:g}"
+            )
+        return self
+
+
+ROLES: tuple[type[Settings], ...] = (ClusterConfig, NodeConfig, ClientConfig)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches `host`; a name other than localhost is taken as not."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def load(role: type[Role], flags: Mapping[str, object], file: Path | None = None) -> Role:
+    """The role's settings in this process; raises ConfigError with one sentence."""
+    return resolve(role, flags, os.environ, file)
+
+
+def resolve(
+    role: type[Role], flags: Mapping[str, object], environ: Mapping[str, str], file: Path | None
+) -> Role:
+    """`load` with a given environment."""
+    derived: dict[str, object] = {}
+    if base := environ.get("XDG_STATE_HOME"):
+        derived["state_folder"] = Path(base) / "samovar"
+    elif home := environ.get("HOME"):
+        derived["state_folder"] = Path(home) / ".local/state/samovar"
+    return settings.resolve(role, ROLES, flags, environ, file, derived)
+
+
+def page() -> str:
+    """The text of `docs/config.md`."""
+    rows = [
+        f"| `{knob.name}` | {knob.default} | {', '.join(knob.roles)} | {knob.description} |"
+        for knob in knobs(ROLES)
+    ]
+    return "\n".join([_PAGE_HEAD, *rows, ""])
+
+
+_PAGE_HEAD = f"""\
+# Settings
+
+This page is printed by `python -m kvstore.config`; a test fails when it is not current.
+
+A setting `arena_bytes` is given, strongest first, by the flag `--arena-bytes`, by the variable
+`{PREFIX}ARENA_BYTES`, or by a line `arena_bytes = "8GiB"` in a TOML file, which `--config` or the
+variable `{FILE_VARIABLE}` names. Names are flat and shared by all roles; a role takes those that
+it has. A name that no role has is an error, and so is a variable `{PREFIX}...` that names none. An
+empty variable counts as not set. Byte sizes may have a unit (`512MiB`, `8GiB`); times are in
+seconds; relative paths start at the working folder of the command.
+
+| setting | default | role | meaning |
+| --- | --- | --- | --- |"""
+
+
+if __name__ == "__main__":
+    print(page(), end="")
