@@ -1,0 +1,81 @@
+"""Eviction: which held cells go first. Tail-first LRU.
+
+Every put, hit or touch of a prompt gives all its cells one stamp, larger than any before. Since
+a prompt's shorter prefixes are touched with it, a block's stamp is never older than its
+children's; among equal stamps the deepest goes first. So chains are eaten from the tail.
+
+A policy is this one small class: it sees slot numbers, stamps and depths, never keys or bytes, so
+that live nodes and a trace simulator can share it. It is driven from one thread.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+DEPTH_BITS = 20
+_DEPTH_MAX = (1 << DEPTH_BITS) - 1
+_ABSENT = np.uint64(np.iinfo(np.uint64).max)
+BATCH_SLOTS = 64
+
+
+class TailFirstLru:
+    """Orders up to ``slots`` slots by (stamp, deepest first)."""
+
+    def __init__(self, slots: int) -> None:
+        self._order = np.full(slots, _ABSENT, np.uint64)
+        self._stamp = 0
+
+    def next_stamp(self) -> int:
+        """A stamp newer than every other; one per put, hit or touch of a prompt."""
+        self._stamp += 1
+        return self._stamp
+
+    def touch(
+        self, slots: npt.NDArray[np.uint32], depths: npt.NDArray[np.uint32], stamp: int
+    ) -> None:
+        """Enter slots, or move them to ``stamp``; never to an older one."""
+        self._stamp = max(self._stamp, stamp)
+        inverse = _DEPTH_MAX - np.minimum(depths, _DEPTH_MAX)
+        order = (np.uint64(stamp) << np.uint64(DEPTH_BITS)) | inverse.astype(np.uint64)
+        current = self._order[slots]
+        self._order[slots] = np.where(current == _ABSENT, order, np.maximum(order, current))
+
+    def enter(
+        self,
+        slots: npt.NDArray[np.uint32],
+        depths: npt.NDArray[np.uint32],
+        stamps: npt.NDArray[np.uint64],
+    ) -> None:
+        """Take over slots with the stamps that they had in an earlier life."""
+        for stamp in np.unique(stamps).tolist():
+            self.touch(slots[stamps == stamp], depths[stamps == stamp], stamp)
+
+    def metadata_bytes(self) -> int:
+        """Memory that the policy uses."""
+        return self._order.nbytes
+
+    def remove(self, slot: int) -> None:
+        """Forget a slot that was freed."""
+        self._order[slot] = _ABSENT
+
+    def victims(self) -> Iterator[int]:
+        """Slots to evict, first victim first.
+
+        The caller may touch and remove slots between two of them. A slot that was touched after
+        the iteration began may still be named in its old place: at most ``BATCH_SLOTS`` later.
+        """
+        batch = BATCH_SLOTS
+        while True:
+            count = min(batch, len(self._order)) - 1
+            oldest = np.argpartition(self._order, count)[: count + 1]
+            held = oldest[self._order[oldest] != _ABSENT]
+            named = held[np.argsort(self._order[held])]
+            before = self._order[named]
+            for slot, order in zip(named.tolist(), before.tolist(), strict=True):
+                if self._order[slot] == order:
+                    yield slot
+            if np.array_equal(self._order[named], before):
+                if len(held) < batch:
+                    return  # every slot was offered, none was taken
+                batch *= 2  # these are all in use: look further

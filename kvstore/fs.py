@@ -1,0 +1,164 @@
+"""The file-system operations that the tiers use, in one place so that tests can make them fail.
+
+Covers: files that are mapped as shared memory, and what the machine says of its boot and pages.
+Does not cover: the state folder (see ``kvstore.state``).
+"""
+
+import ctypes
+import fcntl
+import mmap
+import os
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from kvstore.errors import StateError
+
+Mapped = npt.NDArray[np.uint8]
+"""A mapped file, uint8 ``[length]``; unmapped when the last view of it is gone."""
+
+FILE_MODE = 0o600
+_MADV_POPULATE_WRITE = 23
+_MAP_NORESERVE = 0x4000
+
+
+class FileSystem(Protocol):
+    """What the host tier needs from an operating system."""
+
+    page_bytes: int
+
+    def boot_id(self) -> bytes:
+        """16 bytes that change when the machine boots."""
+        ...
+
+    def entropy(self, size_bytes: int) -> bytes:
+        """Random bytes."""
+        ...
+
+    def make_folder(self, folder: Path) -> None:
+        """Make a folder that only its owner may enter, and its parents."""
+        ...
+
+    def size_bytes(self, path: Path) -> int | None:
+        """Size of a file, ``None`` if there is none."""
+        ...
+
+    def free_bytes(self, folder: Path) -> int:
+        """Free space of the file system that ``folder`` is on."""
+        ...
+
+    def create(self, path: Path, size_bytes: int) -> None:
+        """Make (or empty) a sparse file of ``size_bytes``."""
+        ...
+
+    def remove(self, path: Path) -> None:
+        """Remove a file if it is there."""
+        ...
+
+    def allocate(self, path: Path, start: int, length: int) -> None:
+        """Give the range real memory; raises ``OSError`` instead of a later SIGBUS."""
+        ...
+
+    def map(self, path: Path, writable: bool) -> Mapped:
+        """Map the whole file, shared; forks do not inherit the mapping."""
+        ...
+
+    def populate(self, mapped: Mapped, start: int, length: int) -> None:
+        """Enter the range into this process's page table, so that no copy pays for faults."""
+        ...
+
+    def punch(self, mapped: Mapped, start: int, length: int) -> None:
+        """Give the range's memory back; it reads as zeros until somebody writes to it."""
+        ...
+
+    def lock(self, path: Path) -> int:
+        """Take an exclusive lock that dies with this process; raises ``StateError`` if held."""
+        ...
+
+
+class LinuxFileSystem:
+    """The real one."""
+
+    page_bytes = mmap.PAGESIZE
+
+    def __init__(self) -> None:
+        self._libc = ctypes.CDLL(None, use_errno=True)
+
+    def boot_id(self) -> bytes:
+        text = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return bytes.fromhex(text.replace("-", ""))
+
+    def entropy(self, size_bytes: int) -> bytes:
+        return os.urandom(size_bytes)
+
+    def make_folder(self, folder: Path) -> None:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def size_bytes(self, path: Path) -> int | None:
+        try:
+            return path.stat().st_size
+        except FileNotFoundError:
+            return None
+
+    def free_bytes(self, folder: Path) -> int:
+        found = os.statvfs(folder)
+        return found.f_bavail * found.f_frsize
+
+    def create(self, path: Path, size_bytes: int) -> None:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, FILE_MODE)
+        try:
+            os.ftruncate(descriptor, size_bytes)
+        finally:
+            os.close(descriptor)
+
+    def remove(self, path: Path) -> None:
+        path.unlink(missing_ok=True)
+
+    def allocate(self, path: Path, start: int, length: int) -> None:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            os.posix_fallocate(descriptor, start, length)
+        finally:
+            os.close(descriptor)
+
+    def map(self, path: Path, writable: bool) -> Mapped:
+        access = os.O_RDWR if writable else os.O_RDONLY
+        descriptor = os.open(path, access | os.O_CLOEXEC)
+        try:
+            protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
+            flags = mmap.MAP_SHARED | _MAP_NORESERVE
+            mapping = mmap.mmap(descriptor, 0, flags=flags, prot=protection)
+        finally:
+            os.close(descriptor)
+        # A forked child must not write into slots that its parent reserved.
+        mapping.madvise(mmap.MADV_DONTFORK)
+        mapping.madvise(mmap.MADV_DONTDUMP)
+        return np.frombuffer(mapping, np.uint8)
+
+    def populate(self, mapped: Mapped, start: int, length: int) -> None:
+        address = ctypes.c_void_p(mapped.ctypes.data + start)
+        # Kernels before 5.14 do not know the advice: then the first copy pays for the faults.
+        self._libc.madvise(address, ctypes.c_size_t(length), _MADV_POPULATE_WRITE)
+
+    def punch(self, mapped: Mapped, start: int, length: int) -> None:
+        address = ctypes.c_void_p(mapped.ctypes.data + start)
+        if self._libc.madvise(address, ctypes.c_size_t(length), mmap.MADV_REMOVE):
+            number = ctypes.get_errno()
+            raise OSError(number, f"could not give back {length} bytes: {os.strerror(number)}")
+
+    def lock(self, path: Path) -> int:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(descriptor, 64, 0).decode(errors="replace").strip() or "unknown"
+            os.close(descriptor)
+            raise StateError(
+                f"{path.parent} is in use by process {holder}: give this node another folder, "
+                "or end that process"
+            ) from None
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        return descriptor

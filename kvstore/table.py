@@ -1,0 +1,316 @@
+"""The key table: which cell is in which slot, readable without asking anybody.
+
+    file "table", beside the arena
+    | header, one page | slot records, 64 bytes each | buckets of 8 entries of 64 bytes |
+
+The node is the only writer. Engines on the same host map the file read-only and find a whole
+prompt with one gather: an entry is in one of two buckets, and never moves.
+
+Publish: payload, cell header, slot record, entry last. Free: entry cleared, generation raised,
+then (after a while) the slot is used again. A reader compares whole keys, checks the entry's fold
+(64-byte entries can be seen torn), reads the cell, verifies it, and reads the generation again.
+All of that saves it work: what it may *believe* rests on the leaf digests alone.
+
+A generation is ``incarnation << 40 | counter``: never the same twice, also across restarts.
+Does not cover: space in the arena, who is evicted (``kvstore.tiers.host``).
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from kvstore.errors import StateError
+from kvstore.fs import FileSystem, Mapped
+from kvstore.key import KEY_BYTES, Keys
+
+TABLE_FILE = "table"
+TABLE_VERSION = 1
+HEADER_PAGE_BYTES = 65536
+"""One page of the largest size that Linux has on the supported machines."""
+WAYS = 8
+LOAD_MAX = 0.7
+NO_ENTRY = 0xFFFFFFFF
+GENERATION_COUNTER_BITS = 40
+_MAGIC = b"SMVTABLE"
+
+
+class SlotState(IntEnum):
+    """What a slot's offset may be used for."""
+
+    UNUSED = 0
+    RESERVED = 1
+    """A client may be writing into it."""
+    COMMITTED = 2
+    """Whole and visible."""
+    QUARANTINED = 3
+    """Freed a moment ago; a late reader may still look at it."""
+    RETIRED = 4
+    """A client that could write to it never said that it was done: never used again."""
+
+
+HEADER = np.dtype(
+    [
+        ("magic", "S8"),
+        ("version", "<u4"),
+        ("page_bytes", "<u4"),
+        ("store_id", "V16"),
+        ("boot_id", "V16"),
+        ("incarnation", "<u8"),
+        ("slots", "<u8"),
+        ("buckets", "<u8"),
+        ("capacity_bytes", "<u8"),
+        ("frontier", "<u8"),
+    ]
+)
+SLOT = np.dtype(
+    [
+        ("generation", "<u8"),
+        ("offset", "<u8"),
+        ("span", "<u8"),
+        ("expires_ms", "<u8"),
+        ("stamp", "<u8"),
+        ("size_bytes", "<u4"),
+        ("length", "<u4"),
+        ("entry", "<u4"),
+        ("depth", "<u4"),
+        ("tokens", "<u2"),
+        ("state", "u1"),
+        ("cell", "u1"),
+        ("ttl_s", "<u4"),
+    ]
+)
+ENTRY = np.dtype(
+    [
+        ("key", "<u8", 4),
+        ("generation", "<u8"),
+        ("header_digest", "<u8"),
+        ("slot", "<u4"),
+        ("length", "<u4"),
+        ("cell", "<u4"),
+        ("fold", "<u4"),
+    ]
+)
+assert SLOT.itemsize == 64
+assert ENTRY.itemsize == 64
+
+# Powers of an odd number: small numbers in two words have no small common multiple under them.
+_FOLD = np.cumprod(np.full(15, 0x9E3779B1, np.uint32), dtype=np.uint32)
+_CELL_MIX = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F))
+
+Cells = npt.NDArray[np.uint8]
+Slots = npt.NDArray[np.uint32]
+Generations = npt.NDArray[np.uint64]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Answers of a look-up, one row per (key, cell). Rows that are not ``held`` mean nothing."""
+
+    held: npt.NDArray[np.bool_]
+    slots: Slots
+    generations: Generations
+    offsets: npt.NDArray[np.uint64]
+    lengths: npt.NDArray[np.uint32]
+    header_digests: npt.NDArray[np.uint64]
+
+    @classmethod
+    def nothing(cls, rows: int) -> "Found":
+        """An answer in which no cell is held."""
+        wide = np.zeros(rows, np.uint64)
+        narrow = np.zeros(rows, np.uint32)
+        return cls(np.zeros(rows, np.bool_), narrow, wide, wide, narrow, wide)
+
+
+class KeyTable:
+    """A mapped table. ``find`` and the readings are for everybody, the rest for its node."""
+
+    def __init__(self, mapped: Mapped) -> None:
+        self.header = mapped[: HEADER.itemsize].view(HEADER)[0]
+        slots, buckets = int(self.header["slots"]), int(self.header["buckets"])
+        entries_start = HEADER_PAGE_BYTES + slots * SLOT.itemsize
+        self.slots = mapped[HEADER_PAGE_BYTES:entries_start].view(SLOT)
+        entries_stop = entries_start + buckets * WAYS * ENTRY.itemsize
+        self._words = mapped[entries_start:entries_stop].view("<u8").reshape(buckets, WAYS, 8)
+        self.entries = mapped[entries_start:entries_stop].view(ENTRY)
+        self._bucket_mask = np.uint64(buckets - 1)
+
+    @classmethod
+    def create(
+        cls, fs: FileSystem, folder: Path, slots: int, capacity_bytes: int, incarnation: int
+    ) -> "KeyTable":
+        """Make an empty table for ``slots`` slots."""
+        path = folder / TABLE_FILE
+        buckets = 1 << max(1, int(slots / LOAD_MAX / WAYS)).bit_length()
+        size = HEADER_PAGE_BYTES + slots * SLOT.itemsize + buckets * WAYS * ENTRY.itemsize
+        fs.create(path, size)
+        fs.allocate(path, 0, size)
+        mapped = fs.map(path, writable=True)
+        header = mapped[: HEADER.itemsize].view(HEADER)
+        header["version"] = TABLE_VERSION
+        header["page_bytes"] = fs.page_bytes
+        header["store_id"] = np.void(fs.entropy(16))
+        header["boot_id"] = np.void(fs.boot_id())
+        header["incarnation"] = incarnation
+        header["slots"] = slots
+        header["buckets"] = buckets
+        header["capacity_bytes"] = capacity_bytes
+        header["frontier"] = capacity_bytes
+        header["magic"] = _MAGIC
+        return cls(mapped)
+
+    @classmethod
+    def map(cls, fs: FileSystem, folder: Path, writable: bool = False) -> "KeyTable":
+        """Map a table that its node has made; raises ``StateError`` for anything else."""
+        path = folder / TABLE_FILE
+        size = fs.size_bytes(path)
+        if size is None or size < HEADER_PAGE_BYTES:
+            raise StateError(f"{path} is not a key table: the node has not started, or is gone")
+        mapped = fs.map(path, writable)
+        header = mapped[: HEADER.itemsize].view(HEADER)[0]
+        if bytes(header["magic"]) != _MAGIC:
+            raise StateError(f"{path} is not a key table")
+        if int(header["version"]) != TABLE_VERSION:
+            raise StateError(
+                f"{path} has format version {header['version']}, this is version {TABLE_VERSION}: "
+                "discard it with `samovar down --purge`"
+            )
+        slots, buckets = int(header["slots"]), int(header["buckets"])
+        expected = HEADER_PAGE_BYTES + slots * SLOT.itemsize + buckets * WAYS * ENTRY.itemsize
+        if size != expected or buckets < 1 or buckets & (buckets - 1):
+            raise StateError(f"{path} is torn: {size} bytes where {expected} were written")
+        return cls(mapped)
+
+    @property
+    def store_id(self) -> bytes:
+        """16 bytes that name this arena and no other."""
+        return bytes(self.header["store_id"])
+
+    def find(self, keys: Keys, cells: Cells) -> Found:
+        """Look up many cells at once. A cell that is being written is not found."""
+        held, rows = self._gather(keys, cells)
+        held &= (_fold(rows) == rows["fold"]) & (rows["slot"] < len(self.slots))
+        slots = np.where(held, rows["slot"], 0).astype(np.uint32)
+        records = self.slots[slots]
+        held &= records["generation"] == rows["generation"]
+        held &= records["state"] == SlotState.COMMITTED
+        return Found(
+            held, slots, rows["generation"], records["offset"], rows["length"],
+            rows["header_digest"],
+        )  # fmt: skip
+
+    def expired(self, slots: Slots, wall_ms: int) -> npt.NDArray[np.bool_]:
+        """Which of ``slots`` are past their expiry (0 is never)."""
+        expires = self.slots["expires_ms"][slots]
+        past: npt.NDArray[np.bool_] = (expires != 0) & (expires <= np.uint64(wall_ms))
+        return past
+
+    def is_current(self, slot: int, generation: int, state: SlotState) -> bool:
+        """Whether a descriptor still means what it meant when it was handed out."""
+        if slot >= len(self.slots):
+            return False
+        record = self.slots[slot]
+        return int(record["generation"]) == generation and int(record["state"]) == state
+
+    def insert(self, key: bytes, slot: int, header_digest: int) -> bool:
+        """Publish a slot whose record is complete; ``False`` if both its buckets are full."""
+        record = self.slots[slot]
+        keys = np.frombuffer(key, np.uint8).reshape(1, KEY_BYTES)
+        buckets = self._buckets(keys.view("<u8"), np.array([record["cell"]], np.uint8))
+        free = [(self._free_ways(int(bucket[0])), int(bucket[0])) for bucket in buckets]
+        ways, bucket = max(free, key=lambda pair: len(pair[0]))
+        if not ways:
+            return False
+        row = np.zeros(1, ENTRY)
+        row["key"] = keys.view("<u8")
+        row["generation"] = record["generation"]
+        row["header_digest"] = header_digest
+        row["slot"] = slot
+        row["length"] = record["length"]
+        row["cell"] = record["cell"]
+        row["fold"] = _fold(row)
+        at = bucket * WAYS + ways[0]
+        record["entry"] = at
+        record["state"] = SlotState.COMMITTED
+        self.entries[at] = row[0]
+        return True
+
+    def rivals(self, key: bytes, cell: int) -> list[int]:
+        """The slots whose entries fill the two buckets where (key, cell) would go."""
+        keys = np.frombuffer(key, np.uint8).reshape(1, KEY_BYTES)
+        pair = self._buckets(keys.view("<u8"), np.array([cell], np.uint8))
+        rows = [self.entries[int(b[0]) * WAYS : (int(b[0]) + 1) * WAYS] for b in pair]
+        return [int(row["slot"]) for bucket in rows for row in bucket if row["generation"]]
+
+    def clear(self, slot: int) -> None:
+        """Make a slot's entry invisible."""
+        record = self.slots[slot]
+        if int(record["entry"]) != NO_ENTRY:
+            self._words[int(record["entry"]) // WAYS, int(record["entry"]) % WAYS] = 0
+            record["entry"] = NO_ENTRY
+
+    def key_of(self, slot: int) -> bytes:
+        """The key of a committed slot."""
+        return bytes(self.entries[int(self.slots[slot]["entry"])]["key"].tobytes())
+
+    def keys_of(self, slots: Slots) -> Keys:
+        """The keys of committed slots, uint8 ``[n, 32]``."""
+        packed = self.entries["key"][self.slots["entry"][slots]]
+        return np.ascontiguousarray(packed).view(np.uint8).reshape(-1, KEY_BYTES)
+
+    def entries_are_whole(self, slots: Slots) -> npt.NDArray[np.bool_]:
+        """Of which committed slots record and entry agree, for a successor that adopts them."""
+        records = self.slots[slots]
+        there = records["entry"] < len(self.entries)
+        rows = self.entries[np.where(there, records["entry"], 0)]
+        whole: npt.NDArray[np.bool_] = there & (rows["slot"] == slots)
+        for name in ("generation", "length", "cell"):
+            whole &= rows[name] == records[name]
+        whole &= _fold(rows) == rows["fold"]
+        return whole
+
+    def keep_only(self, slots: Slots) -> None:
+        """Clear every entry but those of ``slots``."""
+        stray = np.ones(len(self.entries), np.bool_)
+        stray[self.slots["entry"][slots]] = False
+        self.entries[stray] = np.zeros((), ENTRY)
+
+    def _gather(
+        self, keys: Keys, cells: Cells
+    ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.void]]:
+        """Which cells have an entry, and a copy of each.
+
+        It is the copy that is compared: the table may have another entry there a moment later.
+        """
+        words = np.ascontiguousarray(keys).view("<u8")
+        buckets = np.stack(self._buckets(words, cells), axis=1)
+        rows = self._words[buckets].reshape(len(keys), 2 * WAYS, 8)
+        same = rows[:, :, 0] == words[:, 0:1]
+        for word in range(1, 4):
+            same &= rows[:, :, word] == words[:, word : word + 1]
+        # The entry's last word is cell and fold; its low half is the cell.
+        same &= (rows[:, :, 7] & np.uint64(0xFFFFFFFF)) == cells[:, None]
+        chosen = rows[np.arange(len(keys)), same.argmax(axis=1)]
+        return same.any(axis=1), chosen.view(ENTRY).reshape(-1)
+
+    def _buckets(
+        self, words: npt.NDArray[np.uint64], cells: Cells
+    ) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
+        wide = cells.astype(np.uint64)
+        first = (words[:, 0] + wide * _CELL_MIX[0]) & self._bucket_mask
+        second = (words[:, 1] + wide * _CELL_MIX[1]) & self._bucket_mask
+        return first, second
+
+    def _free_ways(self, bucket: int) -> list[int]:
+        rows = self.entries[bucket * WAYS : (bucket + 1) * WAYS]
+        return np.flatnonzero(rows["generation"] == 0).tolist()
+
+
+def _fold(rows: npt.NDArray[np.void]) -> npt.NDArray[np.uint32]:
+    """A 32-bit mix of everything in an entry but the fold itself."""
+    words = np.ascontiguousarray(rows).view("<u4").reshape(len(rows), 16)
+    mixed = (words[:, :15] ^ (words[:, :15] >> np.uint32(15))) * _FOLD
+    folded: npt.NDArray[np.uint32] = np.bitwise_xor.reduce(mixed ^ (mixed >> np.uint32(13)), axis=1)
+    return folded

@@ -1,0 +1,49 @@
+"""Inspection: whether a held cell still is what was committed, by the node's own reading.
+
+A reader that finds a cell damaged says so, but its word is not enough to drop it: the bytes may
+have been damaged on the way, or the reader may be. The node knows header and digests and reads the
+slot itself; only how long each leaf is it has to be told, because headers do not say.
+
+Does not cover: what happens to a damaged cell (``kvstore.tiers.host``).
+"""
+
+from collections.abc import Sequence
+
+from kvstore.arena import Arena
+from kvstore.block import (
+    HEADER_BYTES,
+    FormatFault,
+    Header,
+    leaf_digests,
+    parse_header,
+    payload_leaves,
+)
+from kvstore.table import KeyTable
+
+
+def held_header(arena: Arena, table: KeyTable, slot: int) -> Header | None:
+    """The header of a held cell, ``None`` if it is not the one that the table promises."""
+    record = table.slots[slot]
+    page = arena.view(int(record["offset"]), HEADER_BYTES)
+    header = parse_header(page.data, int(table.entries[int(record["entry"])]["header_digest"]))
+    promised = (table.key_of(slot), int(record["cell"]), int(record["length"]))
+    if isinstance(header, FormatFault):
+        return None
+    return header if (header.key, header.cell, header.payload_bytes) == promised else None
+
+
+def is_whole(arena: Arena, table: KeyTable, slot: int, leaf_bytes: Sequence[int]) -> bool:
+    """Whether every leaf of a held cell matches its digest.
+
+    Lengths that cannot be those of the cell say nothing against it.
+    """
+    record = table.slots[slot]
+    header = held_header(arena, table, slot)
+    if header is None:
+        return False
+    if sum(leaf_bytes) != header.payload_bytes or len(leaf_bytes) != len(header.leaf_digests):
+        return True
+    payload = arena.view(int(record["offset"]) + HEADER_BYTES, header.payload_bytes)
+    leaves = payload_leaves(payload, [(1, 1, size_bytes) for size_bytes in leaf_bytes])
+    found = leaf_digests(header.key, header.cell, leaves)
+    return all(a == b for a, b in zip(found, header.leaf_digests, strict=True))

@@ -1,0 +1,46 @@
+"""What all tiers say: cells that are offered, cells that came and went, why one was refused.
+
+Does not cover: how a tier keeps them (``kvstore.tiers.host``).
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+
+class Refusal(IntEnum):
+    """Why a cell was not stored."""
+
+    NONE = 0
+    NO_ROOM = 1
+    """Everything that could make room is being read or written."""
+    TOO_LARGE = 2
+    """The cell is larger than the whole tier."""
+    QUOTA = 3
+    """The client has too many unfinished reservations."""
+    BAD_REQUEST = 4
+    """Fields that no cell can have."""
+    SESSION = 5
+    """The session is unknown: open a new one."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewCell:
+    """What a writer says of a cell before it is there."""
+
+    key: bytes
+    cell: int
+    tokens: int
+    length: int
+    depth: int
+    span: int
+    ttl_s: int
+
+
+@dataclass(frozen=True, slots=True)
+class CellChange:
+    """A cell came (``added``) or went."""
+
+    key: bytes
+    cell: int
+    span: int
+    added: bool
