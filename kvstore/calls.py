@@ -1,0 +1,111 @@
+"""What is asked of a storage node, and what it answers: packed, one row per cell.
+
+Covers: the values of the calls between a client and a node, whatever carries them. Does not cover:
+what a node does about them (``kvstore.node``), their form on the wire (``kvstore.rpc.convert``).
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+import numpy.typing as npt
+
+from kvstore.key import Keys
+from kvstore.table import Cells, Generations, Slots
+from kvstore.tiers.host import HostStats
+
+MAX_CELLS_PER_CALL = 512
+DAMAGED_PER_CALL_MAX = 16
+"""Each of them is read and hashed on the node's one thread."""
+
+Outcomes = npt.NDArray[np.uint8]
+
+
+class CellOutcome(IntEnum):
+    """What became of one cell of a call."""
+
+    STORED = 1
+    PRESENT = 2
+    BUSY = 3
+    """Being written by another client."""
+    REFUSED = 4
+    RESERVED = 5
+    LOST = 6
+    """The reservation is gone: its session ended, or the node restarted."""
+    MISS = 7
+    FOUND = 8
+    DAMAGED = 9
+    """What was written is not the cell that was announced."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeIdentity:
+    """Who a node is, and since which restart."""
+
+    node_id: str
+    incarnation: int
+    host_id: str
+    arena_folder: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReserveRequest:
+    """Cells of one prompt that a session wants to write, packed by cell.
+
+    ``operation`` numbers a client's puts: all calls of one put get one LRU stamp. ``depths`` are
+    block indexes, ``lengths`` payload bytes, ``ttl_s`` 0 for no expiry.
+    """
+
+    session: int
+    operation: int
+    keys: Keys
+    cells: Cells
+    lengths: npt.NDArray[np.uint32]
+    tokens: npt.NDArray[np.uint32]
+    depths: npt.NDArray[np.uint32]
+    spans: npt.NDArray[np.uint64]
+    ttl_s: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ReserveReply:
+    """One row per requested cell; slot columns mean something where the outcome is RESERVED."""
+
+    outcomes: Outcomes
+    refusals: npt.NDArray[np.uint8]
+    slots: Slots
+    generations: Generations
+    offsets: npt.NDArray[np.uint64]
+
+
+@dataclass(frozen=True, slots=True)
+class AcquireReply:
+    """Descriptors of what is held, under one lease; ``lease`` 0 if nothing was found."""
+
+    lease: int
+    outcomes: Outcomes
+    slots: Slots
+    generations: Generations
+    offsets: npt.NDArray[np.uint64]
+    lengths: npt.NDArray[np.uint32]
+    header_digests: npt.NDArray[np.uint64]
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """A cell that a reader found damaged: which one, and how long each of its leaves is."""
+
+    key: bytes
+    cell: int
+    generation: int
+    leaf_bytes: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStats:
+    """What a node holds and did."""
+
+    host: HostStats
+    sessions: int
+    leases: int
+    metadata_bytes: int

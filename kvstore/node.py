@@ -1,0 +1,359 @@
+"""A storage node's authority over its cells: sessions, reservations, leases. No I/O.
+
+    client                        node                                   host tier
+    open session  ──────────────> session, kept alive by beats
+    Reserve(keys) ──────────────> present / busy / refused / slot        RESERVED
+    writes the slot in place
+    Commit(slot, generation) ───> header checked, visible                COMMITTED
+    Acquire(keys) ──────────────> descriptors under a lease              pinned
+    reads, Release(lease) ──────> lease ends                             unpinned
+
+What a session reserved and never finished is retired when the session ends, however it ends: only
+the writer's own Commit or Abort makes an offset reusable. Looking up does not pin and does not
+touch. Every answer is an explicit outcome per cell.
+
+The class is plain and driven by one thread; ``kvstore.rpc`` serves it over gRPC, the embedded
+client calls it directly. Does not cover: bytes (``kvstore.transport``), where else a cell is
+(``kvstore.directory``).
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from kvstore.calls import (
+    DAMAGED_PER_CALL_MAX,
+    MAX_CELLS_PER_CALL,
+    AcquireReply,
+    CellOutcome,
+    Damage,
+    NodeIdentity,
+    NodeStats,
+    Outcomes,
+    ReserveReply,
+    ReserveRequest,
+)
+from kvstore.cell import BLOCK_TOKENS_MAX, CELL_BYTES_MAX, CELLS_MAX
+from kvstore.changes import Changes
+from kvstore.clock import Clock
+from kvstore.errors import UsageError
+from kvstore.key import KEY_BYTES, Keys
+from kvstore.table import Cells, Generations, Slots, SlotState
+from kvstore.tiers.host import HostTier
+from kvstore.tiers.tier import NewCell, Refusal
+
+log = logging.getLogger(__name__)
+
+SESSIONS_MAX = 4096
+RESERVATIONS_PER_SESSION_MAX = 4096
+SESSION_DEAD_S = 2.0
+LEASE_MS_MAX = 60_000
+LEASE_MARGIN_S = 0.5
+"""The owner keeps cells this much longer than the reader believes."""
+STALL_S = 0.5
+"""A tick that comes this late says that the node itself stood still."""
+
+
+@dataclass(slots=True)
+class _Session:
+    beat_s: float
+    operation: int = -1
+    stamp: int = 0
+    reserved: set[int] = field(default_factory=set)
+    leases: set[int] = field(default_factory=set)
+
+
+@dataclass(slots=True)
+class _Lease:
+    session: int
+    until_s: float
+    slots: list[int]
+
+
+class Node:
+    """One storage node's state machine. Call it from one thread, ``tick`` every 100 ms or so."""
+
+    def __init__(self, identity: NodeIdentity, tier: HostTier, clock: Clock) -> None:
+        self.identity = identity
+        self.tier = tier
+        self._clock = clock
+        self._sessions: dict[int, _Session] = {}
+        self._leases: dict[int, _Lease] = {}
+        self._next_id = identity.incarnation << 32
+        self._ticked_s = clock.monotonic_s()
+
+    def open_session(self) -> int:
+        """Start a session; it lives while it beats. Refuses, with 0, over ``SESSIONS_MAX``."""
+        if len(self._sessions) >= SESSIONS_MAX:
+            return 0
+        self._next_id += 1
+        self._sessions[self._next_id] = _Session(self._clock.monotonic_s())
+        return self._next_id
+
+    def beat(self, session: int) -> bool:
+        """Keep a session alive; ``False`` says that it is unknown (open a new one)."""
+        found = self._sessions.get(session)
+        if found is None:
+            return False
+        found.beat_s = self._clock.monotonic_s()
+        return True
+
+    def close_session(self, session: int) -> None:
+        """End a session: its leases end, what it reserved and did not finish is retired."""
+        found = self._sessions.pop(session, None)
+        if found is None:
+            return
+        for lease in list(found.leases):
+            self._end_lease(lease)
+        for slot in found.reserved:
+            self.tier.retire(slot)
+        if found.reserved:
+            log.warning(
+                "session %d ended with %d unfinished writes: their memory is replaced",
+                session,
+                len(found.reserved),
+            )
+
+    def tick(self) -> None:
+        """End sessions and leases whose time is up, and let freed slots be used again."""
+        now_s = self._clock.monotonic_s()
+        stalled_s = now_s - self._ticked_s
+        self._ticked_s = now_s
+        if stalled_s >= STALL_S:
+            # We stood still: beats that wait to be read must not count as missing.
+            for session in self._sessions.values():
+                session.beat_s = min(now_s, session.beat_s + stalled_s)
+            for lease in self._leases.values():
+                lease.until_s += stalled_s
+        dead = [s for s, v in self._sessions.items() if now_s - v.beat_s >= SESSION_DEAD_S]
+        for session_id in dead:
+            self.close_session(session_id)
+        over = [lease for lease, v in self._leases.items() if v.until_s <= now_s]
+        for lease_id in over:
+            self._end_lease(lease_id)
+        self.tier.tick()
+
+    def lookup(self, keys: Keys, mask: int) -> int:
+        """How many leading blocks have all cells of ``mask`` here."""
+        if not len(keys):
+            return 0
+        each = mask.bit_count()
+        held: npt.NDArray[np.bool_] = self.tier.find(*_spread(keys, mask)).held
+        holes = np.flatnonzero(~held)
+        return len(keys) if not len(holes) else int(holes[0]) // each
+
+    def reserve(self, request: ReserveRequest) -> ReserveReply:
+        """Give slots to the cells that are neither here nor being written; touch what is here."""
+        count = len(request.keys)
+        _check_count(count)
+        reply = ReserveReply(
+            outcomes=np.full(count, CellOutcome.REFUSED, np.uint8),
+            refusals=np.full(count, Refusal.SESSION, np.uint8),
+            slots=np.zeros(count, np.uint32),
+            generations=np.zeros(count, np.uint64),
+            offsets=np.zeros(count, np.uint64),
+        )
+        session = self._sessions.get(request.session)
+        if session is None:
+            return reply
+        if session.operation != request.operation:
+            session.operation = request.operation
+            session.stamp = self.tier.next_stamp()
+        reply.refusals[:] = Refusal.NONE
+        held = self.tier.find_for_writing(request.keys, request.cells)
+        reply.outcomes[held.held] = CellOutcome.PRESENT
+        self.tier.touch(held.slots[held.held], session.stamp, request.ttl_s)
+        for row in np.flatnonzero(~held.held).tolist():
+            self._reserve_one(session, request, row, reply)
+        return reply
+
+    def commit(
+        self,
+        session: int,
+        slots: Slots,
+        generations: Generations,
+        header_digests: npt.NDArray[np.uint64],
+    ) -> Outcomes:
+        """Make written slots visible. Committing the same slot again answers STORED again."""
+        _check_count(len(slots))
+        outcomes = np.full(len(slots), CellOutcome.LOST, np.uint8)
+        found = self._sessions.get(session)
+        for row, (slot, generation) in enumerate(
+            zip(slots.tolist(), generations.tolist(), strict=True)
+        ):
+            if self.tier.table.is_current(slot, generation, SlotState.COMMITTED):
+                outcomes[row] = CellOutcome.STORED
+            elif found is not None and self._owns(found, slot, generation):
+                found.reserved.discard(slot)
+                good = self.tier.commit(slot, int(header_digests[row]))
+                outcomes[row] = CellOutcome.STORED if good else CellOutcome.DAMAGED
+        return outcomes
+
+    def abort(self, session: int, slots: Slots, generations: Generations) -> None:
+        """The writer will not write these any more; unknown ones are ignored."""
+        for slot in self._owned(session, slots, generations):
+            self.tier.abort(slot)
+
+    def abandon(self, session: int, slots: Slots, generations: Generations) -> None:
+        """The writer can't say whether bytes may still arrive in these: retire them."""
+        for slot in self._owned(session, slots, generations):
+            self.tier.retire(slot)
+
+    def acquire(self, session: int, keys: Keys, cells: Cells, lease_ms: int) -> AcquireReply:
+        """Lease what is held of ``keys``; what is not is a MISS. Touches what it leases."""
+        _check_count(len(keys))
+        found = self.tier.find(keys, cells)
+        owner = self._sessions.get(session)
+        if owner is None:
+            found.held[:] = False
+        outcomes = np.where(found.held, CellOutcome.FOUND, CellOutcome.MISS).astype(np.uint8)
+        lease = 0
+        if owner is not None and found.held.any():
+            slots = found.slots[found.held]
+            self.tier.pin(slots.tolist())
+            self.tier.touch(slots, self.tier.next_stamp())
+            self._next_id += 1
+            lease = self._next_id
+            until_s = self._clock.monotonic_s() + min(lease_ms, LEASE_MS_MAX) / 1000
+            self._leases[lease] = _Lease(session, until_s + LEASE_MARGIN_S, slots.tolist())
+            owner.leases.add(lease)
+        return AcquireReply(
+            lease, outcomes, found.slots, found.generations, found.offsets, found.lengths,
+            found.header_digests,
+        )  # fmt: skip
+
+    def release(self, session: int, lease: int) -> None:
+        """End a lease early; an unknown one, or another session's, is ignored."""
+        found = self._leases.get(lease)
+        if found is not None and found.session == session:
+            self._end_lease(lease)
+
+    def discard(self, damaged: Sequence[Damage]) -> int:
+        """Drop those of the cells that are damaged indeed; returns how many.
+
+        What is whole, or under a lease, stays: a reader's word alone deletes nothing.
+        """
+        if len(damaged) > DAMAGED_PER_CALL_MAX:
+            raise UsageError(f"{len(damaged)} damaged cells are over {DAMAGED_PER_CALL_MAX}")
+        return sum(self._discard_one(one) for one in damaged)
+
+    def touch(self, keys: Keys, mask: int) -> int:
+        """Say that a prompt was used: one stamp for all its cells. Returns how many are here."""
+        found = self.tier.find(*_spread(keys, mask))
+        self.tier.touch(found.slots[found.held], self.tier.next_stamp())
+        return int(found.held.sum())
+
+    def stats(self) -> NodeStats:
+        """A snapshot of the counters."""
+        return NodeStats(
+            self.tier.stats, len(self._sessions), len(self._leases), self.tier.metadata_bytes()
+        )
+
+    def drain_changes(self) -> Changes:
+        """Cells that came and went since the last call, in order, for the directory."""
+        changes = self.tier.drain_changes()
+        return Changes(
+            keys=np.frombuffer(b"".join(c.key for c in changes), np.uint8).reshape(-1, KEY_BYTES),
+            cells=np.array([c.cell for c in changes], np.uint8),
+            spans=np.array([c.span for c in changes], np.uint64),
+            added=np.array([c.added for c in changes], np.bool_),
+        )
+
+    def snapshot(self) -> Changes:
+        """Everything that is held, as if it had just come."""
+        slots = self.tier.held_slots()
+        records = self.tier.table.slots
+        return Changes(
+            keys=self.tier.table.keys_of(slots),
+            cells=records["cell"][slots],
+            spans=records["span"][slots],
+            added=np.ones(len(slots), np.bool_),
+        )
+
+    def _reserve_one(
+        self, session: _Session, request: ReserveRequest, row: int, reply: ReserveReply
+    ) -> None:
+        new = NewCell(
+            key=request.keys[row].tobytes(),
+            cell=int(request.cells[row]),
+            tokens=int(request.tokens[row]),
+            length=int(request.lengths[row]),
+            depth=int(request.depths[row]),
+            span=int(request.spans[row]),
+            ttl_s=request.ttl_s,
+        )
+        if self.tier.is_writing(new.key, new.cell):
+            reply.outcomes[row] = CellOutcome.BUSY
+            return
+        refusal = _impossible(new)
+        if refusal is Refusal.NONE and len(session.reserved) >= RESERVATIONS_PER_SESSION_MAX:
+            refusal = Refusal.QUOTA
+        slot = self.tier.reserve(new, session.stamp) if refusal is Refusal.NONE else refusal
+        if isinstance(slot, Refusal):
+            reply.refusals[row] = slot
+            return
+        session.reserved.add(slot)
+        record = self.tier.table.slots[slot]
+        reply.outcomes[row] = CellOutcome.RESERVED
+        reply.slots[row] = slot
+        reply.generations[row] = record["generation"]
+        reply.offsets[row] = record["offset"]
+
+    def _discard_one(self, damage: Damage) -> bool:
+        key = np.frombuffer(damage.key, np.uint8).reshape(1, KEY_BYTES)
+        found = self.tier.table.find(key, np.array([damage.cell], np.uint8))
+        if not found.held[0] or int(found.generations[0]) != damage.generation:
+            return False
+        dropped = self.tier.discard(int(found.slots[0]), damage.leaf_bytes)
+        if dropped:
+            log.warning("the cell in slot %d was damaged: it is dropped", found.slots[0])
+        return dropped
+
+    def _owned(self, session: int, slots: Slots, generations: Generations) -> list[int]:
+        """Take those slots from a session that it has reserved; the others are ignored."""
+        _check_count(len(slots))
+        found = self._sessions.get(session)
+        if found is None:
+            return []
+        pairs = dict.fromkeys(zip(slots.tolist(), generations.tolist(), strict=True))
+        owned = [slot for slot, generation in pairs if self._owns(found, slot, generation)]
+        found.reserved.difference_update(owned)
+        return owned
+
+    def _owns(self, session: _Session, slot: int, generation: int) -> bool:
+        return slot in session.reserved and self.tier.table.is_current(
+            slot, generation, SlotState.RESERVED
+        )
+
+    def _end_lease(self, lease: int) -> None:
+        ended = self._leases.pop(lease)
+        self.tier.unpin(ended.slots)
+        owner = self._sessions.get(ended.session)
+        if owner is not None:
+            owner.leases.discard(lease)
+
+
+def _spread(keys: Keys, mask: int) -> tuple[Keys, Cells]:
+    """Every key with every cell of ``mask``, key major."""
+    if not 0 < mask < 1 << CELLS_MAX:
+        raise UsageError(f"mask {mask:#x} must name at least one of {CELLS_MAX} cells, no other")
+    wanted = [cell for cell in range(CELLS_MAX) if mask >> cell & 1]
+    return np.repeat(keys, len(wanted), axis=0), np.tile(np.array(wanted, np.uint8), len(keys))
+
+
+def _check_count(count: int) -> None:
+    if count > MAX_CELLS_PER_CALL:
+        raise UsageError(f"{count} cells in one call are over {MAX_CELLS_PER_CALL}: split it")
+
+
+def _impossible(new: NewCell) -> Refusal:
+    possible = (
+        new.cell < CELLS_MAX
+        and 1 <= new.tokens <= BLOCK_TOKENS_MAX
+        and 1 <= new.length <= CELL_BYTES_MAX
+        and any(new.key)
+    )
+    return Refusal.NONE if possible else Refusal.BAD_REQUEST

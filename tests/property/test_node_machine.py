@@ -1,0 +1,378 @@
+"""A storage node in a tiny world, against an oracle that shares nothing with it.
+
+Four blocks, an arena of seven pages, clients that die, hang and come back late, a node that is
+killed and re-adopts its arena. After every step: what the oracle holds is found and its bytes
+verify, what it does not hold is a miss, and all memory is accounted for.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from kvstore.arena import Arena
+from kvstore.calls import CellOutcome, NodeIdentity, ReserveReply, ReserveRequest
+from kvstore.clock import ManualClock
+from kvstore.fs import LinuxFileSystem
+from kvstore.node import Node
+from kvstore.tiers.host import HostTier
+from kvstore.tiers.tier import NewCell, Refusal
+from tests.property.node_oracle import Held, Name, NodeOracle, Page, Session
+from tests.worlds import PAGE, cells_of, holds, new_cell, packed, shared_folder, write_cell
+
+FS = LinuxFileSystem()
+CAPACITY_PAGES = 7
+SLOTS = 14
+NUMBERS = st.integers(0, 3)
+PAGES = st.sampled_from([1, 2, 3, 1, CAPACITY_PAGES])
+TTLS = st.sampled_from([0, 1, 3])
+SEVERAL = st.lists(NUMBERS, min_size=1, max_size=3)
+TICK_S = 0.125
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """What a client remembers of a reservation, however long ago."""
+
+    session: int
+    slot: int
+    generation: int
+    offset: int
+    new: NewCell
+
+    @property
+    def name(self) -> Name:
+        return self.new.key, self.new.cell
+
+
+def cell(number: int, pages: int = 1, ttl_s: int = 0) -> NewCell:
+    """Blocks 0, 1, 2 are a chain; block 3 is another prompt's first one, in another cell."""
+    return new_cell(number, cell=number // 3, pages=pages, depth=number % 3, ttl_s=ttl_s)
+
+
+def name_of(number: int) -> Name:
+    return cell(number).key, cell(number).cell
+
+
+NAMES = [name_of(number) for number in range(4)]
+
+
+class NodeMachine(RuleBasedStateMachine):
+    """Every rule does one thing to the node and the same to the oracle."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock = ManualClock()
+        self.world = shared_folder()
+        self.folder = self.world.__enter__()
+        self.incarnation = 1
+        tier = HostTier.create(FS, self.clock, self.folder, CAPACITY_PAGES * PAGE, SLOTS, 1)
+        self.node = Node(NodeIdentity("n", 1, "h", str(self.folder)), tier, self.clock)
+        self.oracle = NodeOracle(CAPACITY_PAGES, SLOTS, self.clock.now_s)
+        self.writers_view = Arena.map(FS, self.folder)
+        self.tickets: list[Ticket] = []
+        self.operation = 0
+        self.generations: set[int] = set()
+
+    def teardown(self) -> None:
+        self.world.__exit__(None, None, None)
+
+    @initialize(count=st.integers(2, 3))
+    def some_sessions(self, count: int) -> None:
+        for _ in range(count):
+            self.open_session()
+
+    @precondition(lambda self: len(self.oracle.sessions) < 3)
+    @rule()
+    def open_session(self) -> None:
+        session = self.node.open_session()
+        assert session not in self.oracle.sessions
+        self.oracle.sessions[session] = Session(self.clock.now_s)
+
+    @rule(data=st.data())
+    def close_session(self, data: st.DataObject) -> None:
+        session = self.any_session(data)
+        self.node.close_session(session)
+        if session in self.oracle.sessions:
+            self.oracle.close_session(session)
+
+    @rule(data=st.data())
+    def beat(self, data: st.DataObject) -> None:
+        session = self.any_session(data)
+        assert self.node.beat(session) == (session in self.oracle.sessions)
+        if session in self.oracle.sessions:
+            self.oracle.sessions[session].beat_s = self.clock.now_s
+
+    @precondition(lambda self: self.oracle.sessions)
+    @rule(numbers=SEVERAL, pages=PAGES, ttl_s=TTLS)
+    def put(self, numbers: list[int], pages: int, ttl_s: int) -> None:
+        """What most clients do: reserve, write and commit."""
+        before = len(self.tickets)
+        self.reserve_some(max(self.oracle.sessions), numbers, pages, ttl_s)
+        for ticket in self.tickets[before:]:
+            self.commit_ticket(ticket, True, 1)
+
+    @rule(data=st.data(), numbers=SEVERAL, pages=PAGES, ttl_s=TTLS, same_put=st.booleans())
+    def reserve(
+        self, data: st.DataObject, numbers: list[int], pages: int, ttl_s: int, same_put: bool
+    ) -> None:
+        self.operation -= same_put
+        self.reserve_some(self.any_session(data), numbers, pages, ttl_s)
+
+    def reserve_some(self, session: int, numbers: list[int], pages: int, ttl_s: int) -> None:
+        self.operation += 1
+        cells = [cell(number, pages, ttl_s) for number in numbers]
+        reply = self.node.reserve(
+            ReserveRequest(
+                session, self.operation, packed([new.key for new in cells]),
+                cells_of(*(new.cell for new in cells)),
+                lengths=np.array([new.length for new in cells], np.uint32),
+                tokens=np.array([new.tokens for new in cells], np.uint32),
+                depths=np.array([new.depth for new in cells], np.uint32),
+                spans=np.array([new.span for new in cells], np.uint64),
+                ttl_s=ttl_s,
+            )
+        )  # fmt: skip
+        if session not in self.oracle.sessions:
+            assert set(reply.outcomes.tolist()) == {CellOutcome.REFUSED}
+            assert set(reply.refusals.tolist()) == {Refusal.SESSION}
+            return
+        removed = [change for change in self.changes() if not change[1]]
+        self.foresee_reserve(session, cells, reply, [name for name, _ in removed])
+
+    def foresee_reserve(
+        self, session: int, cells: list[NewCell], reply: ReserveReply, removed: list[Name]
+    ) -> None:
+        """Go through a reserve call row by row; the node must have evicted exactly ``removed``."""
+        oracle, wall_ms = self.oracle, self.clock.wall_ms()
+        put = oracle.sessions[session]
+        if put.operation != self.operation:
+            put.operation, put.stamp = self.operation, oracle.next_stamp()
+        names = [(new.key, new.cell) for new in cells]
+        for name in dict.fromkeys(names):
+            here = name in oracle.held and not oracle.pinned(name)
+            if here and oracle.held[name].expired(wall_ms):
+                assert removed.pop(0) == name, "expired cells make way first"
+                oracle.drop(name)
+        present = [name in oracle.held for name in names]
+        for name in {name for name, here in zip(names, present, strict=True) if here}:
+            oracle.held[name].stamp = max(oracle.held[name].stamp, put.stamp)
+            oracle.held[name].slide(wall_ms, cells[0].ttl_s)
+        for row, new in enumerate(cells):
+            outcome, refusal = int(reply.outcomes[row]), int(reply.refusals[row])
+            pages = new.length // PAGE + 1
+            if present[row]:
+                assert outcome == CellOutcome.PRESENT
+            elif names[row] in oracle.writing:
+                assert outcome == CellOutcome.BUSY
+            elif pages > CAPACITY_PAGES:
+                assert (outcome, refusal) == (CellOutcome.REFUSED, Refusal.TOO_LARGE)
+            elif self.makes_room(pages, removed):
+                assert outcome == CellOutcome.RESERVED, "nothing is refused while there is room"
+                self.reserved(session, new, reply, row, put.stamp)
+            else:
+                assert (outcome, refusal) == (CellOutcome.REFUSED, Refusal.NO_ROOM)
+        assert removed == [], "evicted without need"
+
+    def makes_room(self, pages: int, removed: list[Name]) -> bool:
+        while not self.oracle.has_room(pages):
+            victims = self.oracle.victims()
+            if not victims:
+                return False
+            assert removed, "should have evicted somebody"
+            victim = removed.pop(0)
+            assert victim in victims, "evicted out of order, or while leased"
+            self.oracle.drop(victim)
+        return True
+
+    def reserved(
+        self, session: int, new: NewCell, reply: ReserveReply, row: int, stamp: int
+    ) -> None:
+        slot, generation = int(reply.slots[row]), int(reply.generations[row])
+        offset = int(reply.offsets[row])
+        assert offset % PAGE == 0
+        assert generation not in self.generations, "a generation was used twice"
+        self.generations.add(generation)
+        expires_ms = self.clock.wall_ms() + 1000 * new.ttl_s if new.ttl_s else 0
+        held = Held(
+            slot, generation, offset // PAGE, new.length // PAGE + 1, new.depth, stamp, new.ttl_s,
+            expires_ms,
+        )  # fmt: skip
+        self.oracle.take(held)
+        self.oracle.writing[new.key, new.cell] = session, held
+        self.tickets.append(Ticket(session, slot, generation, offset, new))
+
+    @precondition(lambda self: self.tickets)
+    @rule(data=st.data(), good=st.sampled_from([True, True, True, False]), twice=st.booleans())
+    def commit(self, data: st.DataObject, good: bool, twice: bool) -> None:
+        self.commit_ticket(data.draw(st.sampled_from(self.tickets)), good, 1 + twice)
+
+    def commit_ticket(self, ticket: Ticket, good: bool, times: int) -> None:
+        holder = self.oracle.writing.get(ticket.name)
+        mine = holder is not None and holder[1].generation == ticket.generation
+        here = self.oracle.held.get(ticket.name)
+        digest = 0
+        if mine:  # a client whose reservation is gone must not write, so this one does not
+            digest = write_cell(self.writers_view, ticket.offset, ticket.new) ^ (not good)
+        slots, generations = self.packed_tickets([ticket] * times)
+        digests = np.array([digest] * times, np.uint64)
+        outcomes = self.node.commit(ticket.session, slots, generations, digests).tolist()
+        if here is not None and here.generation == ticket.generation:
+            assert set(outcomes) == {CellOutcome.STORED}, "committing again is harmless"
+        elif mine and holder is not None and ticket.session in self.oracle.sessions:
+            if good:
+                self.oracle.held[ticket.name] = holder[1]
+                del self.oracle.writing[ticket.name]
+                assert set(outcomes) == {CellOutcome.STORED}
+            else:
+                self.oracle.give_up(ticket.name)
+                assert outcomes == [CellOutcome.DAMAGED, CellOutcome.LOST][:times]
+        else:
+            assert set(outcomes) == {CellOutcome.LOST}
+
+    @precondition(lambda self: self.tickets)
+    @rule(data=st.data(), sure=st.booleans(), twice=st.booleans())
+    def abort_or_abandon(self, data: st.DataObject, sure: bool, twice: bool) -> None:
+        ticket = data.draw(st.sampled_from(self.tickets))
+        call = self.node.abort if sure else self.node.abandon
+        call(ticket.session, *self.packed_tickets([ticket] * (1 + twice)))
+        holder = self.oracle.writing.get(ticket.name)
+        if holder is None or holder[1].generation != ticket.generation:
+            return
+        if ticket.session == holder[0]:
+            (self.oracle.give_up if sure else self.oracle.retire)(ticket.name)
+
+    @rule(data=st.data(), numbers=SEVERAL, lease_ms=st.sampled_from([0, 200, 1500]))
+    def acquire(self, data: st.DataObject, numbers: list[int], lease_ms: int) -> None:
+        session = self.any_session(data)
+        names = [name_of(number) for number in numbers]
+        keys, cells = packed([key for key, _ in names]), cells_of(*(c for _, c in names))
+        reply = self.node.acquire(session, keys, cells, lease_ms)
+        known = session in self.oracle.sessions
+        visible = [known and self.oracle.visible(name, self.clock.wall_ms()) for name in names]
+        wanted = [CellOutcome.FOUND if here else CellOutcome.MISS for here in visible]
+        assert reply.outcomes.tolist() == wanted
+        assert (reply.lease != 0) == any(visible)
+        found = [name for name, here in zip(names, visible, strict=True) if here]
+        for row, name in enumerate(names):
+            if visible[row]:
+                held = self.oracle.held[name]
+                assert int(reply.offsets[row]) == held.first_page * PAGE
+                assert int(reply.generations[row]) == held.generation
+        if found:
+            self.oracle.lease(reply.lease, session, found, self.clock.now_s, lease_ms)
+            self.touched(set(found))
+
+    @precondition(lambda self: self.oracle.leases)
+    @rule(data=st.data())
+    def release(self, data: st.DataObject) -> None:
+        number = data.draw(st.sampled_from(sorted(self.oracle.leases)))
+        session = self.any_session(data)
+        self.node.release(session, number)
+        if self.oracle.leases[number].session == session:
+            del self.oracle.leases[number]
+
+    @rule(numbers=SEVERAL)
+    def touch(self, numbers: list[int]) -> None:
+        keys = [name_of(number)[0] for number in numbers]
+        here = [(k, c) for k in keys for c in (0, 1)]
+        visible = [name for name in here if self.oracle.visible(name, self.clock.wall_ms())]
+        assert self.node.touch(packed(keys), 0b11) == len(visible)
+        self.touched(set(visible))
+
+    def touched(self, names: set[Name]) -> None:
+        stamp = self.oracle.next_stamp()
+        for name in names:
+            self.oracle.held[name].stamp = stamp
+            self.oracle.held[name].slide(self.clock.wall_ms(), None)
+
+    @rule(ticks=st.integers(1, 12))
+    def pass_time(self, ticks: int) -> None:
+        for _ in range(ticks):
+            self.clock.advance(TICK_S)
+            self.node.tick()
+            self.oracle.tick(self.clock.now_s)
+
+    @rule()
+    def stand_still(self) -> None:
+        """The node gets no processor for 5 s: nobody is declared dead for that."""
+        before = set(self.oracle.sessions)
+        self.clock.advance(5.0)
+        self.node.tick()
+        self.oracle.tick(self.clock.now_s)
+        assert set(self.oracle.sessions) == before or not before
+
+    @rule()
+    def restart(self) -> None:
+        """Killed with -9; another process adopts the folder."""
+        self.incarnation += 1
+        self.changes()
+        capacity = CAPACITY_PAGES * PAGE
+        tier = HostTier.adopt(FS, self.clock, self.folder, capacity, self.incarnation)
+        identity = NodeIdentity("n", self.incarnation, "h", str(self.folder))
+        self.node = Node(identity, tier, self.clock)
+        self.oracle.restart()
+        self.oracle.ticked_s = self.clock.now_s
+
+    @rule()
+    def write_late(self) -> None:
+        """Clients that were given up go on writing into what they had reserved."""
+        for page, use in enumerate(self.oracle.pages):
+            if use is Page.RETIRED:
+                self.writers_view.view(page * PAGE, PAGE)[:] = 0xAA
+
+    def any_session(self, data: st.DataObject) -> int:
+        """A session that lives, or one that never did."""
+        return data.draw(st.sampled_from([*self.oracle.sessions, *self.oracle.sessions, 77]))
+
+    def packed_tickets(self, tickets: list[Ticket]) -> tuple[Any, Any]:
+        return (
+            np.array([ticket.slot for ticket in tickets], np.uint32),
+            np.array([ticket.generation for ticket in tickets], np.uint64),
+        )
+
+    def changes(self) -> list[tuple[Name, bool]]:
+        found = self.node.drain_changes()
+        rows = zip(found.keys, found.cells.tolist(), found.added.tolist(), strict=True)
+        return [((key.tobytes(), index), added) for key, index, added in rows]
+
+    @invariant()
+    def exactly_what_is_held_is_found(self) -> None:
+        for number, name in enumerate(NAMES):
+            visible = self.oracle.visible(name, self.clock.wall_ms())
+            new = cell(number)
+            assert holds(self.node.tier, new) == visible, f"block {number}"
+            keys = packed([new.key])
+            assert self.node.lookup(keys, 1 << new.cell) == visible
+        snapshot = self.node.snapshot()
+        listed = {(k.tobytes(), c) for k, c in zip(snapshot.keys, snapshot.cells, strict=True)}
+        assert listed == set(self.oracle.held)
+
+    @invariant()
+    def all_memory_is_accounted_for(self) -> None:
+        stats, oracle = self.node.stats(), self.oracle
+        assert stats.host.held_cells == len(oracle.held)
+        assert stats.host.held_bytes == PAGE * sum(h.pages for h in oracle.held.values())
+        assert stats.host.reserved_cells == len(oracle.writing)
+        assert stats.host.retired_bytes == PAGE * oracle.pages.count(Page.RETIRED)
+        assert (stats.sessions, stats.leases) == (len(oracle.sessions), len(oracle.leases))
+        assert len(oracle.pages) - oracle.pages.count(Page.RETIRED) == CAPACITY_PAGES
+        assert int(self.node.tier.table.header["frontier"]) == len(oracle.pages) * PAGE
+
+
+TestNode = NodeMachine.TestCase
+TestNode.settings = settings(
+    max_examples=80, stateful_step_count=50, deadline=None, derandomize=True
+)
+
+
+class NodeMachineAtLength(NodeMachine):
+    """The same, other cases every time."""
+
+
+TestNodeAtLength = pytest.mark.slow(NodeMachineAtLength.TestCase)
+TestNodeAtLength.settings = settings(max_examples=1500, stateful_step_count=50, deadline=None)

@@ -1,0 +1,440 @@
+"""A node's authority: sessions, reservations, leases, and an explicit outcome for everything."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from kvstore import node as node_module
+from kvstore.arena import Arena
+from kvstore.block import HEADER_BYTES
+from kvstore.calls import (
+    MAX_CELLS_PER_CALL,
+    CellOutcome,
+    Damage,
+    NodeIdentity,
+    ReserveReply,
+    ReserveRequest,
+)
+from kvstore.cell import BLOCK_TOKENS_MAX, CELL_BYTES_MAX, CELLS_MAX
+from kvstore.clock import ManualClock
+from kvstore.errors import UsageError
+from kvstore.fs import LinuxFileSystem
+from kvstore.node import LEASE_MARGIN_S, LEASE_MS_MAX, SESSION_DEAD_S, Node
+from kvstore.tiers.host import HostTier
+from kvstore.tiers.tier import NewCell, Refusal
+from tests.faults import FaultyFileSystem
+from tests.worlds import (
+    PAGE,
+    cells_of,
+    holds,
+    key_number,
+    new_cell,
+    packed,
+    shared_folder,
+    small_tier,
+    write_cell,
+)
+
+PAGES = 16
+Outcome = CellOutcome
+
+
+@dataclass
+class World:
+    clock: ManualClock
+    fs: FaultyFileSystem
+    tier: HostTier
+    node: Node
+    operation: int = 0
+
+    def reserve(self, session: int, cells: list[NewCell], operation: int = 0) -> ReserveReply:
+        self.operation += 1
+        return self.node.reserve(
+            ReserveRequest(
+                session, operation or self.operation, packed([new.key for new in cells]),
+                cells_of(*(new.cell for new in cells)),
+                lengths=np.array([new.length for new in cells], np.uint32),
+                tokens=np.array([new.tokens for new in cells], np.uint32),
+                depths=np.array([new.depth for new in cells], np.uint32),
+                spans=np.array([new.span for new in cells], np.uint64),
+                ttl_s=cells[0].ttl_s if cells else 0,
+            )
+        )  # fmt: skip
+
+    def put(self, session: int, cells: list[NewCell]) -> list[int]:
+        """Store cells as a client does; the outcomes of reserving or else committing them."""
+        reply = self.reserve(session, cells)
+        outcomes: list[int] = reply.outcomes.tolist()
+        for row, new in enumerate(cells):
+            if outcomes[row] == Outcome.RESERVED:
+                digest = write_cell(self.tier.arena, int(reply.offsets[row]), new)
+                outcomes[row] = self.commit(session, reply, [row], [digest])[0]
+        return outcomes
+
+    def commit(
+        self, session: int, reply: ReserveReply, rows: list[int], digests: list[int]
+    ) -> list[int]:
+        packed_digests = np.array(digests, np.uint64)
+        slots, generations = reply.slots[rows], reply.generations[rows]
+        outcomes: list[int] = self.node.commit(session, slots, generations, packed_digests).tolist()
+        return outcomes
+
+    def pass_time(self, seconds: float, beating: tuple[int, ...] = ()) -> None:
+        for _ in range(round(seconds * 10)):
+            self.clock.advance(0.1)
+            assert all(self.node.beat(session) for session in beating)
+            self.node.tick()
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    with shared_folder() as folder:
+        clock, fs = ManualClock(), FaultyFileSystem(LinuxFileSystem())
+        tier = small_tier(fs, clock, folder, PAGES, slots=32)
+        yield World(clock, fs, tier, Node(NodeIdentity("n", 1, "h", str(folder)), tier, clock))
+
+
+def keys(*numbers: int) -> np.ndarray[tuple[int, int], np.dtype[np.uint8]]:
+    return packed([key_number(number) for number in numbers])
+
+
+def test_a_put_is_found_and_the_second_one_is_present(world: World) -> None:
+    session = world.node.open_session()
+    cells = [new_cell(number, depth=number) for number in range(4)]
+    assert world.put(session, cells) == [Outcome.STORED] * 4
+    assert world.put(session, cells) == [Outcome.PRESENT] * 4
+    assert world.node.lookup(keys(0, 1, 2, 3), 1) == 4
+    assert world.node.lookup(keys(0, 9, 2), 1) == 1
+    assert world.node.lookup(keys(9), 1) == 0
+    assert world.node.lookup(keys(), 1) == 0
+
+
+def test_a_block_is_there_when_all_cells_of_the_mask_are(world: World) -> None:
+    session = world.node.open_session()
+    world.put(session, [new_cell(1, cell=c) for c in (0, 1, 63)] + [new_cell(2, cell=0)])
+    assert world.node.lookup(keys(1, 2), 0b1) == 2
+    assert world.node.lookup(keys(1, 2), 0b11) == 1
+    assert world.node.lookup(keys(1), 1 << 63 | 0b11) == 1
+    assert world.node.lookup(keys(1), 0b111) == 0
+
+
+@pytest.mark.parametrize("mask", [0, -1, 1 << CELLS_MAX])
+def test_masks_that_name_no_cell_are_a_callers_bug(world: World, mask: int) -> None:
+    with pytest.raises(UsageError, match="mask"):
+        world.node.lookup(keys(1), mask)
+    with pytest.raises(UsageError, match="mask"):
+        world.node.touch(keys(1), mask)
+
+
+def test_an_unknown_session_changes_nothing(world: World) -> None:
+    session = world.node.open_session()
+    reply = world.reserve(session, [new_cell(1)])
+    assert not world.node.beat(99)
+    world.node.close_session(99)
+    refused = world.reserve(99, [new_cell(2)])
+    assert refused.outcomes.tolist() == [Outcome.REFUSED]
+    assert refused.refusals.tolist() == [Refusal.SESSION]
+    assert world.commit(99, reply, [0], [0]) == [Outcome.LOST]
+    world.node.abort(99, reply.slots, reply.generations)
+    world.node.abandon(99, reply.slots, reply.generations)
+    assert world.reserve(session, [new_cell(1)]).outcomes.tolist() == [Outcome.BUSY]
+    world.put(session, [new_cell(3)])
+    assert world.node.acquire(99, keys(3), cells_of(0), 1000).outcomes.tolist() == [Outcome.MISS]
+    assert world.node.stats().leases == 0
+
+
+def test_sessions_are_numbered_and_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node_module, "SESSIONS_MAX", 3)
+    sessions = [world.node.open_session() for _ in range(4)]
+    assert len(set(sessions[:3])) == 3
+    assert sessions[3] == 0
+    world.node.close_session(sessions[0])
+    assert world.node.open_session() not in (*sessions, 0)
+
+
+def test_the_first_of_two_writers_has_it_until_it_dies(world: World) -> None:
+    first, second = world.node.open_session(), world.node.open_session()
+    reply = world.reserve(first, [new_cell(1)])
+    assert world.put(second, [new_cell(1)]) == [Outcome.BUSY]
+    digest = write_cell(world.tier.arena, int(reply.offsets[0]), new_cell(1))
+    world.pass_time(SESSION_DEAD_S, beating=(second,))
+    assert world.put(second, [new_cell(1)]) == [Outcome.STORED], "not stuck"
+    assert world.commit(first, reply, [0], [digest]) == [Outcome.LOST]
+    assert world.node.stats().sessions == 1
+    assert world.node.stats().host.retired == 1
+    assert holds(world.tier, new_cell(1))
+
+
+def test_a_session_lives_while_it_beats(world: World) -> None:
+    quiet, lively = world.node.open_session(), world.node.open_session()
+    world.pass_time(SESSION_DEAD_S - 0.1, beating=(lively,))
+    assert world.node.beat(quiet)
+    world.pass_time(SESSION_DEAD_S + 0.1, beating=(lively,))
+    assert not world.node.beat(quiet)
+
+
+def test_nobody_dies_because_the_node_stood_still(world: World) -> None:
+    session = world.node.open_session()
+    world.put(session, [new_cell(1)])
+    assert world.node.acquire(session, keys(1), cells_of(0), 1000).lease
+    world.pass_time(0.1)
+    world.clock.advance(60)
+    world.node.tick()
+    assert world.node.stats().leases == 1
+    assert world.node.beat(session)
+
+
+def test_commit_is_idempotent(world: World) -> None:
+    session = world.node.open_session()
+    reply = world.reserve(session, [new_cell(1)])
+    digest = write_cell(world.tier.arena, int(reply.offsets[0]), new_cell(1))
+    assert world.commit(session, reply, [0, 0], [digest, digest]) == [Outcome.STORED] * 2
+    assert world.commit(session, reply, [0], [digest]) == [Outcome.STORED]
+    assert len(world.node.drain_changes()) == 1
+    world.tier.evict(int(reply.slots[0]))
+    assert world.commit(session, reply, [0], [digest]) == [Outcome.LOST]
+
+
+def test_damaged_cells_are_said_to_be(world: World) -> None:
+    session = world.node.open_session()
+    reply = world.reserve(session, [new_cell(1)])
+    write_cell(world.tier.arena, int(reply.offsets[0]), new_cell(2))
+    assert world.commit(session, reply, [0], [1]) == [Outcome.DAMAGED]
+    assert world.put(session, [new_cell(1)]) == [Outcome.STORED]
+
+
+@pytest.mark.parametrize("word", ["abort", "abandon"])
+def test_giving_up_twice_or_what_is_not_ones_own_is_harmless(world: World, word: str) -> None:
+    session, other = world.node.open_session(), world.node.open_session()
+    reply = world.reserve(session, [new_cell(1)])
+    twice = np.repeat(reply.slots, 2), np.repeat(reply.generations, 2)
+    give_up = getattr(world.node, word)
+    give_up(other, *twice)
+    assert world.node.stats().host.reserved_cells == 1
+    give_up(session, twice[0], twice[1] + np.uint64(1))
+    give_up(session, np.array([4_000_000], np.uint32), reply.generations)
+    assert world.node.stats().host.reserved_cells == 1
+    give_up(session, *twice)
+    give_up(session, *twice)
+    host = world.node.stats().host
+    assert (host.reserved_cells, host.aborted, host.retired) == (
+        (0, 1, 0) if word == "abort" else (0, 0, 1)
+    )
+    world.node.close_session(session)
+    assert world.node.stats().host.retired == host.retired
+
+
+def test_the_same_cell_twice_in_one_call(world: World) -> None:
+    session = world.node.open_session()
+    new = new_cell(1, ttl_s=1)
+    assert world.reserve(session, [new, new]).outcomes.tolist() == [Outcome.RESERVED, Outcome.BUSY]
+    world.put(session, [new_cell(2, ttl_s=1)])
+    world.clock.advance(2)
+    outcomes = world.reserve(session, [new_cell(2), new_cell(2)]).outcomes.tolist()
+    assert outcomes == [Outcome.RESERVED, Outcome.BUSY]
+    assert world.node.stats().host.expired == 1
+
+
+def test_a_lease_keeps_its_cells_and_ends(world: World) -> None:
+    session = world.node.open_session()
+    world.put(session, [new_cell(number) for number in range(8)])
+    found = world.node.acquire(session, keys(0, 99, 1), cells_of(0, 0, 0), 1000)
+    assert found.outcomes.tolist() == [Outcome.FOUND, Outcome.MISS, Outcome.FOUND]
+    world.put(session, [new_cell(number) for number in range(10, 18)])
+    assert world.node.lookup(keys(0, 1), 1) == 2
+    world.node.release(99, found.lease)
+    world.node.release(session, found.lease + 1)
+    assert world.node.stats().leases == 1
+    world.node.release(session, found.lease)
+    world.node.release(session, found.lease)
+    assert world.node.stats().leases == 0
+    world.put(session, [new_cell(number) for number in range(20, 28)])
+    assert world.node.lookup(keys(0), 1) == 0
+
+
+@pytest.mark.parametrize(
+    ("asked_ms", "lives_s"), [(1000, 1.0), (0, 0.0), (10 * LEASE_MS_MAX, LEASE_MS_MAX / 1000)]
+)
+def test_a_lease_outlives_what_its_reader_believes(
+    world: World, asked_ms: int, lives_s: float
+) -> None:
+    session = world.node.open_session()
+    world.put(session, [new_cell(1)])
+    assert world.node.acquire(session, keys(1), cells_of(0), asked_ms).lease
+    world.pass_time(lives_s + LEASE_MARGIN_S - 0.1, beating=(session,))
+    assert world.node.stats().leases == 1
+    world.pass_time(0.2, beating=(session,))
+    assert world.node.stats().leases == 0
+
+
+def test_leases_end_with_their_session(world: World) -> None:
+    session = world.node.open_session()
+    world.put(session, [new_cell(1)])
+    for _ in range(3):
+        world.node.acquire(session, keys(1, 1), cells_of(0, 0), 60_000)
+    world.node.close_session(session)
+    assert world.node.stats().leases == 0
+    world.tier.evict(int(world.tier.held_slots()[0]))
+
+
+def test_looking_up_neither_pins_nor_touches(world: World) -> None:
+    session = world.node.open_session()
+    world.put(session, [new_cell(0)])
+    world.put(session, [new_cell(number) for number in range(1, 8)])
+    world.node.lookup(keys(0), 1)
+    world.put(session, [new_cell(8)])
+    assert world.node.lookup(keys(0), 1) == 0
+    assert world.node.touch(keys(1, 99), 1) == 1
+    world.put(session, [new_cell(9)])
+    assert world.node.lookup(keys(1), 1) == 1
+
+
+def test_a_put_of_what_is_there_is_a_use(world: World) -> None:
+    session = world.node.open_session()
+    for number in range(8):
+        world.put(session, [new_cell(number)])
+    world.put(session, [new_cell(0)])
+    world.put(session, [new_cell(8)])
+    assert [world.node.lookup(keys(n), 1) for n in (0, 1)] == [1, 0]
+
+
+def test_only_what_is_damaged_is_discarded(world: World) -> None:
+    session = world.node.open_session()
+    world.put(session, [new_cell(1), new_cell(2), new_cell(3)])
+    reply = world.node.acquire(session, keys(1, 2, 3), cells_of(0, 0, 0), 1000)
+    lengths = tuple(reply.lengths[:1].tolist())
+    for row in (0, 1):
+        world.tier.arena.view(int(reply.offsets[row]) + HEADER_BYTES + 9, 1)[:] ^= 1
+    generations = reply.generations.tolist()
+    claims = [Damage(key_number(1 + row), 0, generations[row], lengths) for row in range(3)]
+    assert world.node.discard(claims) == 0, "under a lease"
+    world.node.release(session, reply.lease)
+    world.node.drain_changes()
+    wrong = [
+        Damage(key_number(1), 1, generations[0], lengths),
+        Damage(key_number(1), 0, generations[1], lengths),
+        Damage(key_number(1), 0, generations[0], ()),
+        Damage(key_number(1), 0, generations[0], (1, lengths[0] - 1)),
+        Damage(key_number(9), 0, generations[0], lengths),
+    ]
+    assert world.node.discard(wrong) == 0
+    assert world.node.discard([claims[0], claims[0], claims[2]]) == 1
+    assert [world.node.lookup(keys(n), 1) for n in (1, 2, 3)] == [0, 1, 1]
+    assert world.node.drain_changes().added.tolist() == [False]
+    assert world.put(session, [new_cell(1)]) == [Outcome.STORED]
+
+
+def test_all_calls_of_one_put_are_one_use(world: World) -> None:
+    session = world.node.open_session()
+    for number in range(8):
+        reply = world.reserve(session, [new_cell(number, depth=number)], operation=5)
+        digest = write_cell(world.tier.arena, int(reply.offsets[0]), new_cell(number, depth=number))
+        assert world.commit(session, reply, [0], [digest]) == [Outcome.STORED]
+    world.put(session, [new_cell(50, pages=3)])
+    held = [n for n in range(8) if world.node.lookup(keys(n), 1)]
+    assert held == list(range(6)), "eaten from the tail"
+
+
+@pytest.mark.parametrize(
+    ("change", "refusal"),
+    [
+        ({"cell": CELLS_MAX}, Refusal.BAD_REQUEST),
+        ({"tokens": 0}, Refusal.BAD_REQUEST),
+        ({"tokens": BLOCK_TOKENS_MAX + 1}, Refusal.BAD_REQUEST),
+        ({"length": 0}, Refusal.BAD_REQUEST),
+        ({"length": CELL_BYTES_MAX + 1}, Refusal.BAD_REQUEST),
+        ({"key": bytes(32)}, Refusal.BAD_REQUEST),
+        ({"length": PAGES * PAGE}, Refusal.TOO_LARGE),
+    ],
+)
+def test_impossible_cells_are_refused_alone(
+    world: World, change: dict[str, object], refusal: Refusal
+) -> None:
+    session = world.node.open_session()
+    fields = {name: getattr(new_cell(1), name) for name in NewCell.__dataclass_fields__}
+    reply = world.reserve(session, [NewCell(**(fields | change)), new_cell(2)])
+    assert reply.outcomes.tolist() == [Outcome.REFUSED, Outcome.RESERVED]
+    assert reply.refusals.tolist() == [refusal, Refusal.NONE]
+
+
+def test_reservations_have_a_quota(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node_module, "RESERVATIONS_PER_SESSION_MAX", 2)
+    session = world.node.open_session()
+    reply = world.reserve(session, [new_cell(number) for number in range(3)])
+    assert reply.outcomes.tolist() == [Outcome.RESERVED, Outcome.RESERVED, Outcome.REFUSED]
+    assert reply.refusals.tolist() == [0, 0, Refusal.QUOTA]
+    world.node.abort(session, reply.slots[:1], reply.generations[:1])
+    assert world.reserve(session, [new_cell(5)]).outcomes.tolist() == [Outcome.RESERVED]
+
+
+def test_too_many_cells_in_one_call_are_a_callers_bug(world: World) -> None:
+    session = world.node.open_session()
+    many = packed([key_number(1)] * (MAX_CELLS_PER_CALL + 1))
+    zeros = np.zeros(len(many), np.uint32)
+    wide = zeros.astype(np.uint64)
+    with pytest.raises(UsageError, match="split it"):
+        world.node.acquire(session, many, zeros.astype(np.uint8), 1)
+    with pytest.raises(UsageError, match="split it"):
+        world.node.commit(session, zeros, wide, wide)
+    with pytest.raises(UsageError, match="split it"):
+        world.node.abort(session, zeros, wide)
+    with pytest.raises(UsageError, match="split it"):
+        world.reserve(session, [new_cell(1)] * len(many))
+    assert world.node.stats().host.reserved_cells == 0
+
+
+def test_no_room_is_said_while_everything_is_leased(world: World) -> None:
+    session = world.node.open_session()
+    world.put(session, [new_cell(number) for number in range(8)])
+    lease = world.node.acquire(session, keys(*range(8)), cells_of(*[0] * 8), 1000).lease
+    reply = world.reserve(session, [new_cell(9)])
+    assert reply.refusals.tolist() == [Refusal.NO_ROOM]
+    world.node.release(session, lease)
+    assert world.put(session, [new_cell(9)]) == [Outcome.STORED]
+
+
+def test_changes_and_snapshot_agree(world: World) -> None:
+    session = world.node.open_session()
+    assert len(world.node.drain_changes()) == 0
+    assert len(world.node.snapshot()) == 0
+    for start in range(0, 20, 4):
+        world.put(session, [new_cell(start + i, cell=i) for i in range(4)])
+    changes, held = world.node.drain_changes(), {}
+    rows = zip(changes.keys, changes.cells, changes.spans, changes.added, strict=True)
+    for key, cell, span, added in rows:
+        name = key.tobytes(), int(cell)
+        assert (name in held) != added, "strict: added once, removed once"
+        if added:
+            held[name] = int(span)
+        else:
+            del held[name]
+    snapshot = world.node.snapshot()
+    rows = zip(snapshot.keys, snapshot.cells, snapshot.spans, snapshot.added, strict=True)
+    assert {(k.tobytes(), int(c)): int(s) for k, c, s, _ in rows} == held
+    assert snapshot.added.all()
+
+
+def test_one_dying_session_whose_memory_cannot_be_given_back_stops_nobody(world: World) -> None:
+    """The file system fails at every operation of a session's end; the others do not notice."""
+    survivor = world.node.open_session()
+    world.put(survivor, [new_cell(1)])
+    for fail_at in range(1, 5):
+        session = world.node.open_session()
+        world.reserve(session, [new_cell(10), new_cell(11)])
+        world.fs.fail_at = world.fs.operations + fail_at
+        world.node.close_session(session)
+        assert world.node.stats().host.reserved_cells == 0
+        assert world.put(survivor, [new_cell(10)]) in ([Outcome.STORED], [Outcome.PRESENT])
+        assert holds(world.tier, new_cell(1))
+
+
+def test_a_mapping_of_a_reader_sees_what_was_put(world: World) -> None:
+    session = world.node.open_session()
+    world.put(session, [new_cell(1)])
+    reply = world.node.acquire(session, keys(1), cells_of(0), 1000)
+    folder = world.node.identity.arena_folder
+    reader = Arena.map(LinuxFileSystem(), world.tier.arena._path.parent, writable=False)
+    assert str(world.tier.arena._path.parent) == folder
+    assert reader.view(int(reply.offsets[0]), 4).tobytes() == b"SMVR"
