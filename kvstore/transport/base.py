@@ -1,0 +1,125 @@
+"""What moves cells between a node's arena and an engine's buffers, whatever lies in between.
+
+    reader                transport                        node's arena
+    CellRead   ─────────> finds the slot's bytes ────────> header | payload
+    leaves     <───────── delivered, then hashed where they were delivered
+    VERIFIED / GONE / CORRUPT / FAILED
+
+A *leaf* is one layer of a cell as it lies in the engine's memory: uint8 ``[heads, tokens,
+row_bytes]``, perhaps strided between heads, contiguous within one. A transport reads from one
+node, from several threads at a time. It never raises for what a node or a network does; it raises
+``GeometryError`` for leaves that are not of that form, before it touches any of them. When a call
+returns, nothing of it goes on: no byte is written into a leaf any more.
+
+Does not cover: which cells are where, leases, reservations (``kvstore.node``).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Protocol
+
+import numpy as np
+
+from kvstore.block import Leaf
+from kvstore.clock import Deadline
+from kvstore.errors import GeometryError
+
+
+@dataclass(frozen=True, slots=True)
+class CellRead:
+    """One cell to deliver: the node's descriptor of it, and where its leaves go."""
+
+    key: bytes
+    cell: int
+    slot: int
+    generation: int
+    offset: int
+    length: int
+    header_digest: int
+    leaves: tuple[Leaf, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CellWrite:
+    """One cell to put into a reserved slot: what its header says, and where its leaves are."""
+
+    key: bytes
+    cell: int
+    slot: int
+    generation: int
+    offset: int
+    tokens: int
+    depth: int
+    span: int
+    leaves: tuple[Leaf, ...]
+
+    @property
+    def length(self) -> int:
+        """Payload bytes."""
+        return sum(leaf.nbytes for leaf in self.leaves)
+
+
+class ReadOutcome(IntEnum):
+    """What became of one read. Unless VERIFIED, what is in its leaves is undefined."""
+
+    VERIFIED = 1
+    GONE = 2
+    """The slot is free or holds another cell by now."""
+    CORRUPT = 3
+    """The bytes that were delivered are not those of the cell."""
+    FAILED = 4
+    """The node did not deliver in time."""
+
+
+class WriteOutcome(IntEnum):
+    """What became of one write."""
+
+    FILLED = 1
+    GONE = 2
+    """The slot is not reserved for this writer any more. Nothing is written now or later."""
+    CORRUPT = 3
+    """Other bytes arrived than were sent. Nothing is written any more."""
+    UNSENT = 4
+    """There was no time or no connection to begin. Nothing is written now or later."""
+    UNCERTAIN = 5
+    """The connection was lost on the way: bytes may still arrive in the slot. The reservation
+    must be abandoned (its memory is retired), never aborted, which would give it to another."""
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """Answer to one write; ``header_digest`` is for the commit and means something if FILLED."""
+
+    outcome: WriteOutcome
+    header_digest: int = 0
+
+
+class Transport(Protocol):
+    """A way to one node's arena."""
+
+    def read(self, cells: Sequence[CellRead], deadline: Deadline) -> list[ReadOutcome]:
+        """Deliver cells into their leaves and verify them there; an outcome for each, in order.
+
+        Blocks until everything is settled, at the latest shortly after the deadline.
+        """
+        ...
+
+    def write(self, cells: Sequence[CellWrite], deadline: Deadline) -> list[Written]:
+        """Fill reserved slots from leaves; an answer for each, in order. Blocks likewise."""
+        ...
+
+    def close(self) -> None:
+        """Let go of mappings and connections; the transport is of no use afterwards."""
+        ...
+
+
+def check_leaves(cells: Sequence[CellRead] | Sequence[CellWrite]) -> None:
+    """Raise ``GeometryError`` for leaves that a transport could not fill as it promises."""
+    for cell in cells:
+        for leaf in cell.leaves:
+            if leaf.ndim != 3 or leaf.dtype != np.uint8 or leaf.strides[1:] != (leaf.shape[2], 1):
+                raise GeometryError(
+                    "a leaf must be uint8 [heads, tokens, row_bytes] with each head contiguous, "
+                    f"got {leaf.dtype} {leaf.shape} with strides {leaf.strides}"
+                )

@@ -1,0 +1,90 @@
+"""The process that moves a storage node's bytes: ``python -m kvstore.transport.bulk``.
+
+A process of its own, and niced, so that look-ups of the node keep their latency while it sends.
+It maps the node's folder, opens the bulk port, writes the port's number to the ready pipe, and
+ends with its parent: the kernel tells it through a pidfd, however the parent ended and whichever
+of its threads started us. Says nothing per request.
+
+Does not cover: the parent's side (``bulk_process``), the protocol (``frame``).
+"""
+
+import argparse
+import ctypes
+import os
+import selectors
+import signal
+import socket
+import sys
+from pathlib import Path
+
+from kvstore.clock import SystemClock
+from kvstore.errors import SamovarError
+from kvstore.fs import LinuxFileSystem
+from kvstore.transport.bulk_server import BulkServer
+from kvstore.transport.mapped import MappedNode
+
+NICENESS = 5
+_PR_SET_PDEATHSIG = 1
+
+
+def main() -> int:
+    """Serve until the parent ends."""
+    arguments = _parse()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    # Ends a stop (SIGSTOP) that would keep us from noticing that the parent is gone.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGCONT)
+    try:
+        parent = os.pidfd_open(arguments.parent)
+    except ProcessLookupError:
+        return 1
+    if os.getppid() != arguments.parent:
+        return 1  # it ended before we looked, and its number is somebody else's by now
+    os.nice(NICENESS)
+    try:
+        token = arguments.token_file.read_bytes().strip() if arguments.token_file else None
+        node = MappedNode.map(LinuxFileSystem(), arguments.folder)
+        listener = _listen(arguments.host, arguments.port)
+    except (SamovarError, OSError) as fault:
+        print(f"bulk process: {fault}", file=sys.stderr)
+        return 2
+    with listener:
+        os.write(arguments.ready, b"%d\n" % listener.getsockname()[1])
+        os.close(arguments.ready)
+        _serve(BulkServer(node, SystemClock(), token), listener, parent)
+    # Connections are threads in the middle of copies: nobody waits for them.
+    os._exit(0)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family)
+
+
+def _serve(server: BulkServer, listener: socket.socket, parent: int) -> None:
+    with selectors.DefaultSelector() as selector:
+        selector.register(listener, selectors.EVENT_READ)
+        selector.register(parent, selectors.EVENT_READ)
+        while True:
+            for ready, _ in selector.select():
+                if ready.fileobj is not listener:
+                    return
+                try:
+                    connected, _ = listener.accept()
+                except OSError:
+                    continue  # the client has left again, or we are short of descriptors
+                server.admit(connected)
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="kvstore.transport.bulk")
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--host", required=True)
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--token-file", type=Path)
+    parser.add_argument("--parent", type=int, required=True)
+    parser.add_argument("--ready", type=int, required=True)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,54 @@
+"""A node's folder as its engines and its byte-moving child see it: arena and table, mapped.
+
+Finds the bytes of a slot for a descriptor that is still good. Does not cover: copying and
+verifying (``local``, ``bulk``), descriptors themselves (``kvstore.node``).
+"""
+
+from pathlib import Path
+from typing import Self
+
+from kvstore.arena import Arena
+from kvstore.block import HEADER_BYTES
+from kvstore.fs import FileSystem, Mapped
+from kvstore.table import KeyTable, SlotState
+
+
+class MappedNode:
+    """Both files of a node's folder. The table is only read."""
+
+    def __init__(self, arena: Arena, table: KeyTable) -> None:
+        self._arena = arena
+        self._table = table
+
+    @classmethod
+    def map(cls, fs: FileSystem, folder: Path) -> Self:
+        """Map a folder that its node has made; raises ``StateError`` if there is none."""
+        table = KeyTable.map(fs, folder)
+        return cls(Arena.map(fs, folder), table)
+
+    def is_current(self, slot: int, generation: int, state: SlotState) -> bool:
+        """Whether a descriptor still means what it meant when it was handed out."""
+        return self._table.is_current(slot, generation, state)
+
+    def slot_bytes(
+        self, state: SlotState, slot: int, generation: int, cell: int, offset: int, length: int
+    ) -> Mapped | None:
+        """Header page and payload of a slot in ``state``, ``None`` if the descriptor is not good.
+
+        The offset is the descriptor's own and only compared with the record: a record that is
+        given to somebody else while we look at it cannot lead a writer astray.
+        """
+        if not self._table.is_current(slot, generation, state):
+            return None
+        record = self._table.slots[slot]
+        known = (int(record["cell"]), int(record["offset"]), int(record["length"]))
+        size_bytes = HEADER_BYTES + length
+        if known != (cell, offset, length) or offset + size_bytes > self._arena.size_bytes:
+            return None
+        return self._arena.view(offset, size_bytes)
+
+
+def write_header(slot_bytes: Mapped, packed: bytes) -> None:
+    """Put a packed header into a slot's header page."""
+    slot_bytes[: len(packed)] = bytearray(packed)
+    slot_bytes[len(packed) : HEADER_BYTES] = 0

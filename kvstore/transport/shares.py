@@ -1,0 +1,43 @@
+"""Running the parts of one transfer side by side.
+
+The caller's own thread takes one part, so a transfer of one part starts no thread, and Ctrl-C
+reaches it. ``run_shares`` returns, or raises, only when every part has ended: nothing writes into
+an engine's memory behind the engine's back.
+"""
+
+import threading
+from collections.abc import Callable
+
+
+def run_shares(
+    shares: int, work: Callable[[int], None], interrupt: Callable[[], None] = lambda: None
+) -> None:
+    """Call ``work`` for every number below ``shares``, each in a thread, and wait for all.
+
+    When the caller's own part raises, ``interrupt`` is called to make the others end early. The
+    first thing raised is raised here.
+    """
+    faults: list[BaseException] = []
+
+    def guarded(share: int) -> None:
+        try:
+            work(share)
+        except BaseException as fault:
+            faults.append(fault)
+
+    threads = [
+        threading.Thread(target=guarded, args=(share,), name=f"samovar-transfer-{share}")
+        for share in range(1, shares)
+    ]
+    for thread in threads:
+        thread.start()
+    try:
+        work(0)
+    except BaseException:
+        interrupt()
+        raise
+    finally:
+        for thread in threads:
+            thread.join()
+    if faults:
+        raise faults[0]

@@ -1,0 +1,277 @@
+"""Cells of a node on another host, through its bulk port.
+
+    connection 0   cells 0, 2, 4, ...     recv ──> some leaves ──hash them──> next leaves ...
+    connection 1   cells 1, 3, 5, ...     likewise, in a thread of its own
+
+Bytes go from the socket straight into the engine's leaves. Cells are dealt out in turn, so that
+what has come when a deadline passes is the front of the prompt and not two halves of it. A fault
+on a connection costs the cells that it had not delivered yet; the next call opens a new one.
+
+Does not cover: the format (``frame``), leases, which node to ask.
+"""
+
+import logging
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from kvstore.block import FormatFault, Header, Leaf, header_digest, leaf_digest, leaf_seeds
+from kvstore.clock import Deadline
+from kvstore.errors import UsageError
+from kvstore.transport import frame
+from kvstore.transport.base import (
+    CellRead,
+    CellWrite,
+    ReadOutcome,
+    WriteOutcome,
+    Written,
+    check_leaves,
+)
+from kvstore.transport.frame import BadFrame, Status, Verdict
+from kvstore.transport.shares import run_shares
+from kvstore.transport.verify import LeafChecks, header_of
+from kvstore.transport.wire import Wire
+
+log = logging.getLogger(__name__)
+
+CONNECTIONS = 2
+PARALLEL_BYTES = 1 << 20
+"""Below this, one connection is as fast as several."""
+HOT_BYTES = 1 << 20
+"""Leaves are received so many bytes at a time and hashed then: enough for one system call to be
+worth its price, and still in the cache."""
+
+
+class TcpTransport:
+    """A client of one bulk port, with a few connections that stay open between calls."""
+
+    def __init__(
+        self, address: str, token: bytes | None = None, connections: int = CONNECTIONS
+    ) -> None:
+        self._peer = _Peer(address, token, connections)
+        self._connections = connections
+
+    def read(self, cells: Sequence[CellRead], deadline: Deadline) -> list[ReadOutcome]:
+        check_leaves(cells)
+        outcomes = [ReadOutcome.FAILED] * len(cells)
+
+        def read_some(wire: Wire, indexes: Sequence[int]) -> None:
+            wire.send(frame.pack_read([cells[index] for index in indexes], deadline))
+            found = _receive_headers(wire, cells, indexes, outcomes)
+            _receive_payloads(wire, cells, found, outcomes)
+
+        self._deal(len(cells), sum(cell.length for cell in cells), read_some, deadline)
+        return outcomes
+
+    def write(self, cells: Sequence[CellWrite], deadline: Deadline) -> list[Written]:
+        check_leaves(cells)
+        answers = [Written(WriteOutcome.UNSENT)] * len(cells)
+
+        def write_some(wire: Wire, indexes: Sequence[int]) -> None:
+            wire.send(frame.pack_write([cells[index] for index in indexes], deadline))
+            _write_cells(wire, cells, indexes, answers)
+
+        self._deal(len(cells), sum(cell.length for cell in cells), write_some, deadline)
+        return answers
+
+    def close(self) -> None:
+        """Close the connections; a call that is under way closes its own at its end."""
+        self._peer.close()
+
+    def _deal(
+        self,
+        count: int,
+        size_bytes: int,
+        move: Callable[[Wire, Sequence[int]], None],
+        deadline: Deadline,
+    ) -> None:
+        """Move cells in turn over the connections; what a fault keeps from moving stays as is."""
+        shares = min(count, self._connections) if size_bytes >= PARALLEL_BYTES else min(count, 1)
+        wires: list[Wire] = []
+
+        def move_share(share: int) -> None:
+            indexes = range(share, count, shares)
+            try:
+                with self._peer.connection(deadline) as wire:
+                    wires.append(wire)
+                    for start in range(0, len(indexes), frame.CELLS_PER_REQUEST_MAX):
+                        move(wire, indexes[start : start + frame.CELLS_PER_REQUEST_MAX])
+            except OSError as fault:
+                log.debug("%s: %s", self._peer.address, fault)
+
+        def interrupt() -> None:
+            for wire in wires:
+                wire.shut()
+
+        if shares:
+            run_shares(shares, move_share, interrupt)
+
+
+class _Peer:
+    """The open connections to one bulk port that nobody uses at the moment."""
+
+    def __init__(self, address: str, token: bytes | None, idle_max: int) -> None:
+        host, _, port = address.rpartition(":")
+        if not host or not port.isdigit():
+            raise UsageError(f"{address!r} is no address: write it as host:port")
+        self.address = address
+        self._where = (host.strip("[]"), int(port))
+        self._token = token
+        self._idle_max = idle_max
+        self._idle: list[Wire] = []
+        self._lock = threading.Lock()
+        self._closed = False
+        self._said_refused = False
+
+    @contextmanager
+    def connection(self, deadline: Deadline) -> Iterator[Wire]:
+        """A connection for one call. Kept for the next one unless the call raises."""
+        wire = self._take_idle() or self._open(deadline)
+        wire.until(deadline)
+        try:
+            yield wire
+        except BaseException:
+            wire.close()
+            raise
+        self._keep(wire)
+
+    def close(self) -> None:
+        """Close what is idle now and whatever comes back."""
+        with self._lock:
+            self._closed = True
+            idle, self._idle = self._idle, []
+        for wire in idle:
+            wire.close()
+
+    def _take_idle(self) -> Wire | None:
+        while True:
+            with self._lock:
+                if not self._idle:
+                    return None
+                wire = self._idle.pop()
+            if wire.is_quiet():
+                return wire
+            wire.close()  # the peer has ended since
+
+    def _keep(self, wire: Wire) -> None:
+        with self._lock:
+            if not self._closed and len(self._idle) < self._idle_max:
+                self._idle.append(wire)
+                return
+        wire.close()
+
+    def _open(self, deadline: Deadline) -> Wire:
+        wire = Wire.connect(*self._where, deadline)
+        try:
+            self._introduce(wire)
+        except BaseException:
+            wire.close()
+            raise
+        return wire
+
+    def _introduce(self, wire: Wire) -> None:
+        greeting = wire.receive(frame.GREETING.size)
+        magic, version, _, challenge = frame.GREETING.unpack(greeting)
+        if (magic, version) != (frame.MAGIC, frame.WIRE_VERSION):
+            raise BadFrame(f"it speaks {magic!r} version {version}")
+        wire.send(frame.proof(self._token, challenge) if self._token else bytes(frame.PROOF_BYTES))
+        (verdict,) = frame.STATUS.unpack(wire.receive(frame.STATUS.size))
+        if verdict == Verdict.WELCOME:
+            self._said_refused = False
+            return
+        if not self._said_refused:
+            self._said_refused = True
+            log.warning("%s refused our token: nothing is read from there", self.address)
+        raise ConnectionRefusedError("wrong token")
+
+
+def _receive_headers(
+    wire: Wire, cells: Sequence[CellRead], indexes: Sequence[int], outcomes: list[ReadOutcome]
+) -> list[tuple[int, Header]]:
+    """The cells whose payloads follow; raises ``BadFrame`` when that cannot be told."""
+    packed = wire.receive(frame.ANSWER.size * len(indexes))
+    sizes = []
+    for index, at in zip(indexes, range(0, len(packed), frame.ANSWER.size), strict=True):
+        status, header_bytes = frame.unpack_answer(packed[at : at + frame.ANSWER.size])
+        if status is Status.GOOD:
+            sizes.append((index, header_bytes))
+        else:
+            gone = status is Status.GONE
+            outcomes[index] = ReadOutcome.GONE if gone else ReadOutcome.CORRUPT
+    headers = memoryview(wire.receive(sum(size for _, size in sizes)))
+    found = []
+    for index, size in sizes:
+        header = header_of(cells[index], headers[:size])
+        if isinstance(header, FormatFault):
+            outcomes[index] = ReadOutcome.CORRUPT
+            raise BadFrame(f"a header that the server had checked: {header.value}")
+        found.append((index, header))
+        headers = headers[size:]
+    return found
+
+
+def _receive_payloads(
+    wire: Wire,
+    cells: Sequence[CellRead],
+    found: list[tuple[int, Header]],
+    outcomes: list[ReadOutcome],
+) -> None:
+    """Receive leaves in batches, across cells, and verify each batch while it is hot."""
+    batch: list[tuple[int, LeafChecks, Leaf]] = []
+    bad: set[int] = set()
+    size_bytes = 0
+
+    def settle() -> None:
+        wire.receive_leaves([leaf for _, _, leaf in batch])
+        bad.update(index for index, checks, leaf in batch if not checks.accept(leaf))
+        for index, checks, _ in batch:
+            if checks.done():
+                corrupt = index in bad
+                outcomes[index] = ReadOutcome.CORRUPT if corrupt else ReadOutcome.VERIFIED
+        batch.clear()
+
+    for index, header in found:
+        checks = LeafChecks(header)
+        for leaf in cells[index].leaves:
+            batch.append((index, checks, leaf))
+            size_bytes += leaf.nbytes
+            if size_bytes >= HOT_BYTES:
+                settle()
+                size_bytes = 0
+    if batch:
+        settle()
+
+
+def _write_cells(
+    wire: Wire, cells: Sequence[CellWrite], indexes: Sequence[int], answers: list[Written]
+) -> None:
+    packed = wire.receive(frame.STATUS.size * len(indexes))
+    sent: list[tuple[int, int]] = []
+    for index, (status,) in zip(indexes, frame.STATUS.iter_unpack(packed), strict=True):
+        if status != Status.GOOD:
+            answers[index] = Written(WriteOutcome.GONE)
+            continue
+        answers[index] = Written(WriteOutcome.UNCERTAIN)
+        sent.append((index, _send_cell(wire, cells[index])))
+    for index, digest in sent:
+        if frame.unpack_status(wire.receive(frame.STATUS.size)) is Status.GOOD:
+            answers[index] = Written(WriteOutcome.FILLED, digest)
+        else:
+            answers[index] = Written(WriteOutcome.CORRUPT)
+
+
+def _send_cell(wire: Wire, write: CellWrite) -> int:
+    """Send payload, then header; returns the header's digest."""
+    digests = []
+    for leaf, seed in zip(
+        write.leaves, leaf_seeds(write.key, write.cell, len(write.leaves)), strict=True
+    ):
+        digests.append(leaf_digest(leaf, seed))
+        wire.send_leaf(leaf)
+    header = Header(
+        write.key, write.cell, write.tokens, write.length, write.depth, write.span, tuple(digests)
+    )
+    packed = header.pack()
+    digest = header_digest(packed)
+    wire.send(frame.HEADED.pack(len(packed), digest), packed)
+    return digest

@@ -1,0 +1,142 @@
+"""The bulk process as a real child: how it starts, dies, and what its death costs a reader."""
+
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kvstore.clock import Deadline, SystemClock
+from kvstore.errors import StateError
+from kvstore.transport.base import ReadOutcome
+from kvstore.transport.bulk_process import BulkProcess
+from kvstore.transport.tcp import TcpTransport
+from tests.unit.transport_world import World, same, soon
+
+ROOT = Path(__file__).parents[2]
+HOST = "127.0.0.1"
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World.make(tmp_path / "node", capacity_bytes=32 << 20)
+
+
+@pytest.fixture
+def bulk(world: World) -> Iterator[BulkProcess]:
+    process = BulkProcess.start(world.folder, HOST, 0, None, soon())
+    yield process
+    process.stop()
+
+
+class KillingClock(SystemClock):
+    """Kills a process, and waits for its end, when it is read for the n-th time."""
+
+    def __init__(self, pid: int, readings: int) -> None:
+        self._pid = pid
+        self._left = readings
+
+    def monotonic_s(self) -> float:
+        self._left -= 1
+        if self._left == 0:
+            end = os.pidfd_open(self._pid)
+            os.kill(self._pid, signal.SIGKILL)
+            select.select([end], [], [])
+            os.close(end)
+        return super().monotonic_s()
+
+
+def test_cells_come_from_another_process(world: World, bulk: BulkProcess) -> None:
+    content = [world.leaves() for _ in range(3)]
+    reads = [world.stored(leaves) for leaves in content]
+    transport = TcpTransport(bulk.address)
+    assert transport.read(reads, soon()) == [ReadOutcome.VERIFIED] * 3
+    assert all(same(read.leaves, leaves) for read, leaves in zip(reads, content, strict=True))
+    transport.close()
+
+
+def test_hold_a_node_killed_in_the_middle_of_a_read_costs_the_rest_of_it(
+    world: World, bulk: BulkProcess
+) -> None:
+    # More than the sockets' buffers hold, so that the last cells can only come from a live child.
+    shapes = ((4, 16, 8192),) * 4
+    content = [world.leaves(shapes) for _ in range(12)]
+    reads = [world.stored(leaves) for leaves in content]
+    transport = TcpTransport(bulk.address, connections=1)
+    deadline = Deadline.after(KillingClock(bulk.pid, readings=24), 30.0)
+    outcomes = transport.read(reads, deadline)
+    transport.close()
+    assert outcomes[0] is ReadOutcome.VERIFIED
+    assert outcomes[-1] is ReadOutcome.FAILED
+    assert outcomes == sorted(outcomes)
+    for outcome, read, leaves in zip(outcomes, reads, content, strict=True):
+        assert outcome is ReadOutcome.FAILED or same(read.leaves, leaves)
+    assert not bulk.is_alive()
+
+
+def test_hold_a_node_that_stands_still_costs_the_deadline(world: World, bulk: BulkProcess) -> None:
+    read = world.stored(world.leaves())
+    transport = TcpTransport(bulk.address)
+    assert transport.read([read], soon()) == [ReadOutcome.VERIFIED]
+    os.kill(bulk.pid, signal.SIGSTOP)
+    os.waitid(os.P_PID, bulk.pid, os.WSTOPPED)
+    assert transport.read([read], Deadline.after(SystemClock(), 0.2)) == [ReadOutcome.FAILED]
+    os.kill(bulk.pid, signal.SIGCONT)
+    assert transport.read([read], soon()) == [ReadOutcome.VERIFIED]
+    transport.close()
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_hold_it_ends_with_its_parent(world: World, stopped: bool) -> None:
+    script = (
+        "import sys; from pathlib import Path; from kvstore.clock import *\n"
+        "from kvstore.transport.bulk_process import BulkProcess\n"
+        "from threading import Thread\n"
+        "def start():\n"
+        f"    folder = Path({str(world.folder)!r})\n"
+        "    bulk = BulkProcess.start(\n"
+        f"        folder, {HOST!r}, 0, None, Deadline.after(SystemClock(), 30)\n"
+        "    )\n"
+        "    print(bulk.pid, flush=True)\n"
+        # The thread that started it ends: that alone is no reason to end.
+        "thread = Thread(target=start); thread.start(); thread.join()\n"
+        "sys.stdin.read()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        end = os.pidfd_open(child)
+        assert not select.select([end], [], [], 0)[0]
+        if stopped:
+            os.kill(child, signal.SIGSTOP)
+        parent.kill()
+        assert select.select([end], [], [], 30)[0], "the child outlives its parent"
+        os.close(end)
+
+
+def test_a_token_file_guards_the_port(world: World, tmp_path: Path) -> None:
+    token_file = tmp_path / "token"
+    token_file.write_bytes(b"hush\n")
+    read = world.stored(world.leaves())
+    bulk = BulkProcess.start(world.folder, HOST, 0, token_file, soon())
+    for token, outcome in ((b"hush", ReadOutcome.VERIFIED), (b"loud", ReadOutcome.FAILED)):
+        transport = TcpTransport(bulk.address, token)
+        assert transport.read([read], soon()) == [outcome]
+        transport.close()
+    bulk.stop()
+
+
+def test_a_folder_without_a_node_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StateError, match=r"exit code 2"):
+        BulkProcess.start(tmp_path, HOST, 0, None, soon())
+
+
+def test_a_port_in_use_is_refused(world: World, bulk: BulkProcess) -> None:
+    with pytest.raises(StateError, match=str(bulk.port)):
+        BulkProcess.start(world.folder, HOST, bulk.port, None, soon())

@@ -1,0 +1,40 @@
+"""The local transport: what only shows where copies are made by this very process."""
+
+from pathlib import Path
+
+import pytest
+
+from kvstore.errors import StateError
+from kvstore.fs import LinuxFileSystem, Mapped
+from kvstore.table import SlotState
+from kvstore.transport.base import ReadOutcome
+from kvstore.transport.local import LocalTransport
+from kvstore.transport.mapped import MappedNode
+from tests.unit.transport_world import World, soon
+
+
+class EvictingNode(MappedNode):
+    """Frees every slot right after a reader has found it."""
+
+    world: World
+
+    def slot_bytes(
+        self, state: SlotState, slot: int, generation: int, cell: int, offset: int, length: int
+    ) -> Mapped | None:
+        found = super().slot_bytes(state, slot, generation, cell, offset, length)
+        self.world.tier.evict(slot)
+        return found
+
+
+def test_a_slot_freed_under_its_reader_is_gone(tmp_path: Path) -> None:
+    world = World.make(tmp_path / "node")
+    read = world.stored(world.leaves())
+    node = EvictingNode.map(LinuxFileSystem(), world.folder)
+    assert isinstance(node, EvictingNode)
+    node.world = world
+    assert LocalTransport(node).read([read], soon()) == [ReadOutcome.GONE]
+
+
+def test_a_folder_without_a_node_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StateError, match="has not started"):
+        LocalTransport.open(LinuxFileSystem(), tmp_path)

@@ -1,0 +1,143 @@
+"""A node's folder with cells in it, and ways into it, for the tests of transports."""
+
+import random
+import socket
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from kvstore.block import HEADER_BYTES, Leaf
+from kvstore.clock import Deadline, ManualClock, SystemClock
+from kvstore.fs import LinuxFileSystem
+from kvstore.tiers.host import HostTier
+from kvstore.tiers.tier import NewCell
+from kvstore.transport.base import CellRead, CellWrite, WriteOutcome
+from kvstore.transport.bulk_server import BulkServer
+from kvstore.transport.local import LocalTransport
+from kvstore.transport.mapped import MappedNode
+
+TOKENS = 16
+SHAPES = ((2, TOKENS, 24), (2, TOKENS, 8), (2, TOKENS, 40))
+"""Three layers of one cell, each of another width."""
+
+Shapes = Sequence[tuple[int, int, int]]
+
+
+def soon() -> Deadline:
+    """A deadline that a test never reaches."""
+    return Deadline.after(SystemClock(), 30.0)
+
+
+def past() -> Deadline:
+    """A deadline that has passed."""
+    return Deadline.after(ManualClock(), 0.0)
+
+
+@dataclass
+class World:
+    """One node's tier, with a seeded source of bytes."""
+
+    folder: Path
+    tier: HostTier
+    random: random.Random
+
+    @classmethod
+    def make(cls, folder: Path, capacity_bytes: int = 8 << 20, seed: int = 1) -> "World":
+        folder.mkdir()
+        tier = HostTier.create(
+            LinuxFileSystem(), ManualClock(), folder, capacity_bytes, slots=2048, incarnation=1
+        )
+        return cls(folder, tier, random.Random(seed))
+
+    def leaves(self, shapes: Shapes = SHAPES) -> tuple[Leaf, ...]:
+        """Fresh leaves of random bytes."""
+        return tuple(
+            np.frombuffer(bytearray(self.random.randbytes(h * t * r)), np.uint8).reshape(h, t, r)
+            for h, t, r in shapes
+        )
+
+    def reserved(self, leaves: tuple[Leaf, ...], cell: int = 0) -> CellWrite:
+        """A write into a slot that is reserved for it."""
+        key = self.random.randbytes(32)
+        length = sum(leaf.nbytes for leaf in leaves)
+        tokens = leaves[0].shape[1]
+        slot = self.tier.reserve(NewCell(key, cell, tokens, length, 3, 77, 0), stamp=1)
+        record = self.tier.table.slots[slot]
+        generation, offset = int(record["generation"]), int(record["offset"])
+        return CellWrite(key, cell, int(slot), generation, offset, tokens, 3, 77, leaves)
+
+    def stored(self, leaves: tuple[Leaf, ...], cell: int = 0) -> CellRead:
+        """A cell that is held, and a read of it into zeroed leaves."""
+        write = self.reserved(leaves, cell)
+        (written,) = LocalTransport.open(LinuxFileSystem(), self.folder).write([write], soon())
+        assert written.outcome is WriteOutcome.FILLED
+        return self.committed(write, written.header_digest)
+
+    def committed(self, write: CellWrite, header_digest: int) -> CellRead:
+        """Make a written cell visible; a read of it."""
+        assert self.tier.commit(write.slot, header_digest)
+        empty = tuple(np.zeros_like(leaf) for leaf in write.leaves)
+        return CellRead(
+            write.key, write.cell, write.slot, write.generation, write.offset, write.length,
+            header_digest, empty,
+        )  # fmt: skip
+
+    def flip(self, read: CellRead, at: int) -> None:
+        """Turn one bit of byte ``at`` of a slot's header page and payload."""
+        self.tier.arena.view(read.offset + at, 1)[0] ^= 0x10
+
+    def flip_payload(self, read: CellRead, at: int = 0) -> None:
+        self.flip(read, HEADER_BYTES + at)
+
+
+def into(read: CellRead, *leaves: Leaf) -> CellRead:
+    """The same read with other leaves."""
+    return replace(read, leaves=leaves)
+
+
+def same(some: Sequence[Leaf], others: Sequence[Leaf]) -> bool:
+    return all(np.array_equal(a, b) for a, b in zip(some, others, strict=True))
+
+
+def strided(shapes: Shapes, tokens: int, start: int) -> tuple[list[Leaf], tuple[Leaf, ...]]:
+    """Caches of a longer context, and the leaves in them that begin at token ``start``."""
+    caches = [np.full((h, tokens, r), 0xEE, np.uint8) for h, _, r in shapes]
+    leaves = tuple(
+        cache[:, start : start + t] for cache, (_, t, _) in zip(caches, shapes, strict=True)
+    )
+    return caches, leaves
+
+
+@contextmanager
+def served(folder: Path, token: bytes | None = None) -> Iterator[str]:
+    """A bulk server of this very process; its address."""
+    server = BulkServer(MappedNode.map(LinuxFileSystem(), folder), SystemClock(), token)
+    with accepting(server.admit) as address:
+        yield address
+
+
+@contextmanager
+def accepting(admit: Callable[[socket.socket], None]) -> Iterator[str]:
+    """Hand every connection to ``admit``; the address to connect to."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def accept() -> None:
+        while True:
+            try:
+                connected, _ = listener.accept()
+            except OSError:
+                return
+            admit(connected)
+
+    thread = threading.Thread(target=accept)
+    thread.start()
+    try:
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+        listener.close()
