@@ -1,0 +1,208 @@
+"""The Cache service: a node's authority over its cells, served to inference workers.
+
+Covers: the checks that need the node (versions, incarnation, session), and the session stream.
+Everything else is ``kvstore.node``, which is called on the event loop's thread only: no locks.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import grpc
+import numpy as np
+
+from kvstore.calls import MAX_CELLS_PER_CALL
+from kvstore.key import Keys
+from kvstore.node import Node
+from kvstore.rpc import cache_pb2 as pb
+from kvstore.rpc import convert
+from kvstore.rpc.answering import answering
+from kvstore.rpc.bulletin import Bulletin
+from kvstore.rpc.cache_pb2_grpc import CacheServicer
+from kvstore.rpc.cluster_pb2 import (
+    TOO_MANY_KEYS,
+    TOO_MANY_SESSIONS,
+    UNKNOWN_SESSION,
+    WRONG_INCARNATION,
+)
+from kvstore.rpc.wire import (
+    PROBES_MAX,
+    WIRE_VERSION,
+    WireFault,
+    invalid,
+    pack,
+    unpack,
+    unpack_all,
+    unpack_keys,
+)
+from kvstore.table import Generations, Slots
+
+Context = grpc.aio.ServicerContext[pb.Beat, pb.SessionEvent]
+
+
+class CacheService(CacheServicer):
+    """One node's cells. ``bulk`` is set, and set anew, by whoever runs the bulk process."""
+
+    def __init__(self, node: Node, bulletin: Bulletin) -> None:
+        self.bulk = ""
+        self._node = node
+        self._bulletin = bulletin
+
+    @answering(pb.HelloReply)
+    def Hello(self, request: pb.HelloRequest) -> pb.HelloReply:
+        if request.wire_version != WIRE_VERSION:
+            raise invalid(
+                f"this node speaks wire version {WIRE_VERSION}, you {request.wire_version}: "
+                "install the same release on both sides"
+            )
+        capacity_bytes = self._node.stats().host.capacity_bytes
+        return convert.hello_to_message(
+            convert.Hello(self._node.identity, capacity_bytes, self.bulk, self._bulletin.now.map)
+        )
+
+    @answering(pb.LookupReply)
+    def Lookup(self, request: pb.LookupRequest) -> pb.LookupReply:
+        keys = _probes(request.keys, request.mask)
+        return pb.LookupReply(blocks=self._node.lookup(keys, request.mask))
+
+    @answering(pb.ReserveReply)
+    def Reserve(self, request: pb.ReserveRequest) -> pb.ReserveReply:
+        self._check(request.incarnation)
+        self._check_session(request.session)
+        reply = self._node.reserve(convert.reserve_from_message(request))
+        return convert.reserved_to_message(reply)
+
+    @answering(pb.CommitReply)
+    def Commit(self, request: pb.CommitRequest) -> pb.CommitReply:
+        # Not a word about the session: what was committed already is STORED even after its end.
+        self._check(request.incarnation)
+        slots = unpack_all(request.slots, np.uint32, MAX_CELLS_PER_CALL, "slots")
+        count = len(slots)
+        outcomes = self._node.commit(
+            request.session,
+            slots,
+            unpack(request.generations, np.uint64, count, "generations"),
+            unpack(request.header_digests, np.uint64, count, "header_digests"),
+        )
+        return pb.CommitReply(outcomes=pack(outcomes, np.uint8))
+
+    @answering(pb.AbortReply)
+    def Abort(self, request: pb.AbortRequest) -> pb.AbortReply:
+        self._node.abort(request.session, *self._given_up(request))
+        return pb.AbortReply()
+
+    @answering(pb.AbortReply)
+    def Abandon(self, request: pb.AbortRequest) -> pb.AbortReply:
+        self._node.abandon(request.session, *self._given_up(request))
+        return pb.AbortReply()
+
+    @answering(pb.AcquireReply)
+    def Acquire(self, request: pb.AcquireRequest) -> pb.AcquireReply:
+        self._check(request.incarnation)
+        self._check_session(request.session)
+        keys = unpack_keys(request.keys, MAX_CELLS_PER_CALL)
+        cells = convert.cells_from_bytes(request.cells, len(keys))
+        reply = self._node.acquire(request.session, keys, cells, request.lease_ms)
+        return convert.acquired_to_message(reply)
+
+    @answering(pb.ReleaseReply)
+    def Release(self, request: pb.ReleaseRequest) -> pb.ReleaseReply:
+        self._check(request.incarnation)
+        self._node.release(request.session, request.lease)
+        return pb.ReleaseReply()
+
+    @answering(pb.DiscardReply)
+    def Discard(self, request: pb.DiscardRequest) -> pb.DiscardReply:
+        damaged = [convert.damage_from_message(one) for one in request.cells]
+        return pb.DiscardReply(cells=self._node.discard(damaged))
+
+    @answering(pb.TouchReply)
+    def Touch(self, request: pb.TouchRequest) -> pb.TouchReply:
+        keys = _probes(request.keys, request.mask)
+        return pb.TouchReply(cells=self._node.touch(keys, request.mask))
+
+    @answering(pb.StatsReply)
+    def Stats(self, request: pb.StatsRequest) -> pb.StatsReply:
+        return convert.stats_to_message(self._node.stats())
+
+    async def Session(self, requests: AsyncIterator[pb.Beat], context: Context) -> None:
+        """Open on the first beat, tell the news, close when the stream or the beats end."""
+        first = await anext(requests, None)
+        if first is None:
+            return
+        try:
+            self._check(first.incarnation)
+            session = self._open()
+        except WireFault as fault:
+            await context.write(pb.SessionEvent(closed=fault.verdict()))
+            return
+        try:
+            await context.write(pb.SessionEvent(opened=session))
+            beats = asyncio.create_task(self._listen(requests, session))
+            news = asyncio.create_task(self._tell(context))
+            try:
+                ended, _ = await asyncio.wait({beats, news}, return_when=asyncio.FIRST_COMPLETED)
+                for task in ended:
+                    task.result()
+            finally:
+                beats.cancel()
+                news.cancel()
+                await asyncio.gather(beats, news, return_exceptions=True)
+        finally:
+            self._node.close_session(session)
+        await context.write(pb.SessionEvent(closed=_unknown(session).verdict()))
+
+    def _given_up(self, request: pb.AbortRequest) -> tuple[Slots, Generations]:
+        self._check(request.incarnation)
+        slots = unpack_all(request.slots, np.uint32, MAX_CELLS_PER_CALL, "slots")
+        return slots, unpack(request.generations, np.uint64, len(slots), "generations")
+
+    def _open(self) -> int:
+        session = self._node.open_session()
+        if not session:
+            raise WireFault(TOO_MANY_SESSIONS, "this node has too many clients: use fewer")
+        return session
+
+    async def _listen(self, requests: AsyncIterator[pb.Beat], session: int) -> None:
+        """Until the client hangs up, or has been silent for too long."""
+        async for _ in requests:
+            if not self._node.beat(session):
+                return
+
+    async def _tell(self, context: Context) -> None:
+        told_map, told_unreachable = None, None
+        async for notice in self._bulletin.notices():
+            if notice.map is not told_map:
+                told_map = notice.map
+                await context.write(pb.SessionEvent(map=convert.map_to_message(told_map)))
+            if notice.unreachable != told_unreachable:
+                told_unreachable = notice.unreachable
+                nodes = pb.Unreachable(nodes=convert.nodes_to_bytes(told_unreachable))
+                await context.write(pb.SessionEvent(unreachable=nodes))
+
+    def _check(self, incarnation: int) -> None:
+        if incarnation != self._node.identity.incarnation:
+            raise WireFault(
+                WRONG_INCARNATION,
+                f"node {self._node.identity.node_id} is in incarnation "
+                f"{self._node.identity.incarnation}, not {incarnation}",
+            )
+
+    def _check_session(self, session: int) -> None:
+        # A call is as good a sign of life as a beat.
+        if not self._node.beat(session):
+            raise _unknown(session)
+
+
+def _unknown(session: int) -> WireFault:
+    return WireFault(UNKNOWN_SESSION, f"session {session} has ended: open a new one")
+
+
+def _probes(data: bytes, mask: int) -> Keys:
+    """The keys of a call that looks at every cell of ``mask`` for each of them."""
+    keys = unpack_keys(data, PROBES_MAX)
+    probes = len(keys) * mask.bit_count()
+    if probes > PROBES_MAX:
+        raise WireFault(
+            TOO_MANY_KEYS, f"{probes} cells in one call are over {PROBES_MAX}: split the call"
+        )
+    return keys

@@ -1,0 +1,160 @@
+"""The client's end of a session: a thread that beats, listens, and opens anew what breaks.
+
+    hello ──> stream opened ──> session number ──> map, unreachable nodes, ... ──> broken
+      ^                                                                              |
+      └────────────── pause, doubling from 0.1 to 1 s ───────────────────────────────┘
+
+A broken session is not resumed: what hung on it is gone (see ``kvstore.node``), and the next one
+has another number. Does not cover: the calls that a session is needed for (``client``).
+"""
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import grpc
+
+from kvstore.cluster_map import ClusterMap
+from kvstore.errors import SamovarError, UnavailableError
+from kvstore.rpc import cache_pb2 as pb
+from kvstore.rpc import convert
+from kvstore.rpc.cache_pb2_grpc import CacheStub
+from kvstore.rpc.wire import BEAT_S, CALL_DEADLINE_S, Metadata
+
+log = logging.getLogger(__name__)
+
+_PAUSE_MIN_S = 0.1
+_PAUSE_MAX_S = 1.0
+
+
+class Stream(Protocol):
+    """What gRPC gives for a stream that is under way."""
+
+    def __iter__(self) -> Iterator[pb.SessionEvent]: ...
+
+    def cancel(self) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """An open session, and the life of the node that it is with."""
+
+    session: int
+    incarnation: int
+
+
+class SessionThread:
+    """Keeps one session open. ``map`` and ``unreachable`` are the node's latest word."""
+
+    def __init__(
+        self,
+        address: str,
+        stub: CacheStub,
+        metadata: Metadata,
+        hello: Callable[[], convert.Hello],
+    ) -> None:
+        self.map = ClusterMap(0, ())
+        self.unreachable: frozenset[int] = frozenset()
+        self._address = address
+        self._stub = stub
+        self._metadata = metadata
+        self._hello = hello
+        self._link: Link | None = None
+        self._reason = "it was not tried yet"
+        self._stream: Stream | None = None
+        self._closing = threading.Event()
+        self._tried = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="samovar-session", daemon=True)
+        self._thread.start()
+
+    def link(self) -> Link:
+        """The open session. Waits for the first attempt to open one, and never again."""
+        self._tried.wait(CALL_DEADLINE_S)
+        link = self._link
+        if link is None:
+            raise UnavailableError(f"no session with {self._address}: {self._reason}")
+        return link
+
+    def drop(self, lost: Link) -> None:
+        """A call has shown that this session is over: open another one."""
+        stream = self._stream
+        if self._link is lost and stream is not None:
+            self._link = None
+            stream.cancel()
+
+    def hang_up(self) -> None:
+        """End the session and open no other."""
+        self._closing.set()
+        stream = self._stream
+        if stream is not None:
+            stream.cancel()
+
+    def join(self) -> None:
+        """Wait for the thread to end, after ``hang_up``."""
+        self._thread.join()
+
+    def _run(self) -> None:
+        pause_s = _PAUSE_MIN_S
+        while not self._closing.is_set():
+            try:
+                reason = self._live()
+                pause_s = _PAUSE_MIN_S
+            except SamovarError as fault:
+                reason = str(fault)
+                pause_s = min(2 * pause_s, _PAUSE_MAX_S)
+            if reason != self._reason and not self._closing.is_set():
+                log.warning("no session with %s: %s", self._address, reason)
+            self._reason = reason
+            self._tried.set()
+            self._closing.wait(pause_s)
+
+    def _live(self) -> str:
+        """One session from its opening to its end; answers why it ended."""
+        hello = self._hello()
+        self._learn(hello.map)
+        incarnation = hello.identity.incarnation
+        ended = threading.Event()
+        try:
+            stream: Stream = self._stub.Session(_beats(incarnation, ended), metadata=self._metadata)
+        except ValueError:  # the channel has been closed since
+            return "closed"
+        self._stream = stream
+        try:
+            if self._closing.is_set():
+                return "closed"
+            for event in stream:
+                if event.HasField("closed"):
+                    return str(event.closed.detail)
+                self._take(event, incarnation)
+            return "the node ended it"
+        except grpc.RpcError as fault:
+            return f"{fault.code().name}: {fault.details()}"
+        finally:
+            self._link = None
+            ended.set()
+            stream.cancel()
+
+    def _take(self, event: pb.SessionEvent, incarnation: int) -> None:
+        kind = event.WhichOneof("event")
+        if kind == "opened":
+            self._link = Link(event.opened, incarnation)
+            self._tried.set()
+            log.info("session %d with %s is open", event.opened, self._address)
+        elif kind == "map":
+            self._learn(convert.map_from_message(event.map))
+        elif kind == "unreachable":
+            self.unreachable = convert.nodes_from_bytes(event.unreachable.nodes)
+
+    def _learn(self, told: ClusterMap) -> None:
+        # A node that has just started has no map yet; ours is worth more than none.
+        if told.epoch:
+            self.map = told
+
+
+def _beats(incarnation: int, ended: threading.Event) -> Iterator[pb.Beat]:
+    """A sign of life at once and then in even steps; gRPC runs this in a thread of its own."""
+    yield pb.Beat(incarnation=incarnation)
+    while not ended.wait(BEAT_S):
+        yield pb.Beat()

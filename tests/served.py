@@ -1,0 +1,167 @@
+"""A node behind a real gRPC port on the loopback, without a bulk process or other nodes.
+
+For tests of ``kvstore.rpc``: the clock is moved by hand, and the node's loops run only when the
+test says so. Cells are written the way an engine of the same host does it.
+"""
+
+import asyncio
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from kvstore.arena import Arena
+from kvstore.block import Header, header_digest
+from kvstore.calls import CellOutcome, NodeIdentity, ReserveReply, ReserveRequest
+from kvstore.clock import Deadline, ManualClock, SystemClock
+from kvstore.cluster_map import ClusterMap, NodeInfo
+from kvstore.directory import Directory
+from kvstore.fs import LinuxFileSystem
+from kvstore.key import Keys
+from kvstore.membership import Heartbeat
+from kvstore.node import Node
+from kvstore.rpc.bulletin import Bulletin
+from kvstore.rpc.cache_service import CacheService
+from kvstore.rpc.client import ControlClient
+from kvstore.rpc.cluster_service import ClusterService
+from kvstore.rpc.directory_service import DirectoryService
+from kvstore.rpc.server import ControlServer
+from kvstore.tiers.host import HostTier
+
+Value = TypeVar("Value")
+Digests = npt.NDArray[np.uint64]
+
+PAYLOAD_BYTES = 64
+PATIENCE_S = 15.0
+TOKENS = 16
+
+
+class Follower:
+    """Posts maps, answers heartbeats with a fixed one."""
+
+    def __init__(self, bulletin: Bulletin) -> None:
+        self._bulletin = bulletin
+        self.heard: list[Heartbeat] = []
+
+    def follow(self, cluster_map: ClusterMap) -> None:
+        self._bulletin.post_map(cluster_map)
+
+    def received(self, beat: Heartbeat) -> Heartbeat | None:
+        self.heard.append(beat)
+        return Heartbeat(1, 7, self._bulletin.now.map.epoch, ((3, 2),))
+
+
+class Served:
+    """The node, its parts and its port, until ``stop``."""
+
+    def __init__(self, folder: Path, token: str | None = None, port: int = 0) -> None:
+        self.clock = ManualClock()
+        tier = HostTier.create(LinuxFileSystem(), self.clock, folder, 1 << 20, 256, incarnation=7)
+        self.node = Node(NodeIdentity("node-1", 7, "host-1", str(folder)), tier, self.clock)
+        self.directory = Directory()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._thread.start()
+        self.bulletin = self.call(lambda: Bulletin(ClusterMap(0, ())))
+        self.follower = Follower(self.bulletin)
+        self.address = asyncio.run_coroutine_threadsafe(
+            self._serve(token, port), self._loop
+        ).result()
+
+    async def _serve(self, token: str | None, port: int) -> str:
+        self._server = ControlServer(
+            CacheService(self.node, self.bulletin),
+            DirectoryService(self.directory, self.bulletin),
+            ClusterService(self.follower, self.bulletin),
+            token,
+        )
+        return await self._server.start("127.0.0.1", port)
+
+    def call(self, function: Callable[[], Value]) -> Value:
+        """Run something on the node's thread."""
+
+        async def on_loop() -> Value:
+            return function()
+
+        return asyncio.run_coroutine_threadsafe(on_loop(), self._loop).result()
+
+    def stop(self) -> None:
+        """Close the port and end the thread."""
+        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    async def _end(self) -> None:
+        await self._server.stop()
+        rest = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in rest:
+            task.cancel()
+        await asyncio.gather(*rest, return_exceptions=True)
+
+
+def fill(arena: Arena, request: ReserveRequest, reply: ReserveReply) -> Digests:
+    """Write every reserved cell in place; answers the header digests."""
+    digests = []
+    for row, offset in enumerate(reply.offsets.tolist()):
+        header = Header(
+            key=request.keys[row].tobytes(),
+            cell=int(request.cells[row]),
+            tokens=int(request.tokens[row]),
+            payload_bytes=int(request.lengths[row]),
+            depth=int(request.depths[row]),
+            span=int(request.spans[row]),
+            leaf_digests=(row,),
+        ).pack()
+        arena.view(offset, len(header))[:] = np.frombuffer(header, np.uint8)
+        digests.append(header_digest(header))
+    return np.array(digests, np.uint64)
+
+
+def put(client: ControlClient, arena: Arena, keys: Keys) -> None:
+    """Store cell 0 of each key, the way an engine of the node's host does it."""
+    request = reserve_request(client.session, keys)
+    reply = client.reserve(request)
+    assert set(reply.outcomes) == {CellOutcome.RESERVED}
+    digests = fill(arena, request, reply)
+    outcomes = client.commit(request.session, reply.slots, reply.generations, digests)
+    assert set(outcomes) == {CellOutcome.STORED}
+
+
+def eventually(condition: Callable[[], object]) -> None:
+    """Wait for something that another thread or process is about to do."""
+    deadline = Deadline.after(SystemClock(), PATIENCE_S)
+    pause = threading.Event()
+    while not condition():
+        assert not deadline.passed(), "it did not happen"
+        pause.wait(0.01)
+
+
+def some_keys(count: int, first: int = 1) -> Keys:
+    """Distinct keys."""
+    return np.array([[i % 251 + 1, i // 251] * 16 for i in range(first, first + count)], np.uint8)
+
+
+def reserve_request(session: int, keys: Keys, operation: int = 1) -> ReserveRequest:
+    """Cell 0 of each key, as consecutive blocks of one prompt."""
+    count = len(keys)
+    return ReserveRequest(
+        session=session,
+        operation=operation,
+        keys=keys,
+        cells=np.zeros(count, np.uint8),
+        lengths=np.full(count, PAYLOAD_BYTES, np.uint32),
+        tokens=np.full(count, TOKENS, np.uint32),
+        depths=np.arange(count, dtype=np.uint32),
+        spans=np.full(count, 99, np.uint64),
+    )
+
+
+def two_nodes(epoch: int, control: str = "127.0.0.1:1") -> ClusterMap:
+    """A map with the served node and another one."""
+    first = NodeInfo(1, "node-1", "host-1", 7, control, "127.0.0.1:2", "/nowhere/1")
+    other = NodeInfo(2, "node-2", "host-2", 3, "127.0.0.1:3", "127.0.0.1:4", "/nowhere/2")
+    return ClusterMap(epoch, (first, other))
