@@ -1,0 +1,290 @@
+"""Routes into a cluster: the map, connections to its nodes, and who holds what.
+
+    entry node ──(session stream)──> newest map, unreachable nodes
+    own node    the one whose host identity is ours: its arena is mapped
+    other nodes connections are opened when first needed, and rested after a failure
+
+Everything here is soft: a stale map, a dead home or a node that does not answer makes prefixes
+shorter, and is said once in the log. Does not cover: what is asked (``kvstore.search``).
+"""
+
+import logging
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from kvstore.access import NodeAccess
+from kvstore.clock import Clock
+from kvstore.cluster_map import ClusterMap, NodeInfo
+from kvstore.errors import ConfigError, StateError, UnavailableError
+from kvstore.fs import LinuxFileSystem
+from kvstore.holders import Located
+from kvstore.key import Keys
+from kvstore.placement import homes_of
+from kvstore.plan import OWN_NODE
+from kvstore.routes import WriteRoute
+from kvstore.rpc.client import ControlClient, StaleMap
+from kvstore.table import Cells, KeyTable
+from kvstore.transport.base import Transport
+from kvstore.transport.local import LocalTransport
+from kvstore.transport.tcp import TcpTransport
+
+log = logging.getLogger(__name__)
+
+REST_S = 1.0
+"""How long a node that failed is left alone: the breaker's open time."""
+
+
+@dataclass(slots=True)
+class _Own:
+    """The mapped arena of the own node, and which of its lives it belongs to."""
+
+    incarnation: int
+    table: KeyTable
+    transport: LocalTransport
+
+
+@dataclass(slots=True)
+class _Peer:
+    """One other node: connections, and until when to leave it alone."""
+
+    info: NodeInfo
+    control: ControlClient
+    bulk: TcpTransport
+    rest_until_s: float = 0.0
+
+
+class ClusterRoutes:
+    """All nodes of one cluster, seen from one client."""
+
+    def __init__(self, entry: ControlClient, host_id: str, token: str | None, clock: Clock) -> None:
+        self._entry = entry
+        self._host_id = host_id
+        self._token = token
+        self._clock = clock
+        self._fs = LinuxFileSystem()
+        self._lock = threading.Lock()
+        self._own: _Own | None = None
+        self._peers: dict[int, _Peer] = {}
+        self._newer: ClusterMap | None = None
+
+    @classmethod
+    def open(cls, address: str, host_id: str, token: str | None, clock: Clock) -> "ClusterRoutes":
+        """Connect to the node at ``address``; raises ``UnavailableError`` if nobody answers."""
+        entry = ControlClient(address, token)
+        try:
+            entry.hello()
+        except (ConfigError, UnavailableError):
+            entry.close()
+            raise
+        return cls(entry, host_id, token, clock)
+
+    @property
+    def map(self) -> ClusterMap:
+        """The newest map that any node has told us."""
+        told = self._entry.map
+        newer = self._newer
+        return newer if newer is not None and newer.epoch > told.epoch else told
+
+    def own_table(self) -> KeyTable | None:
+        own = self._mapped()
+        return own.table if own is not None else None
+
+    def locate(self, keys: Keys, spans: npt.NDArray[np.uint64]) -> Located:
+        found = self._locate(keys, spans)
+        if isinstance(found, StaleMap):
+            self._newer = found.map
+            found = self._locate(keys, spans)
+        if isinstance(found, StaleMap):
+            return Located.nothing(len(keys))
+        return found.without(self._hidden(found))
+
+    def access(self, node: int) -> NodeAccess:
+        if node == OWN_NODE or self._is_entry(node):
+            return self._entry
+        return self._peer(node).control
+
+    def transport(self, node: int) -> Transport:
+        if node != OWN_NODE:
+            return self._peer(node).bulk
+        own = self._mapped()
+        if own is None:
+            raise UnavailableError("the own node's arena is not mapped")
+        return own.transport
+
+    def write_route(self) -> WriteRoute:
+        own = self._mapped()
+        if own is not None:
+            return WriteRoute(self._entry, own.transport)
+        identity = self._entry.identity
+        entry = next((n for n in self.map.nodes if n.node_id == identity.node_id), None)
+        if entry is None:
+            raise UnavailableError(f"{identity.node_id} is not in the cluster map yet")
+        return WriteRoute(self._entry, self._peer(entry.index).bulk)
+
+    @contextmanager
+    def guarding(self, node: int) -> Iterator[None]:
+        """A failure of the node within the block makes it rest, and ends the block."""
+        try:
+            yield
+        except UnavailableError as fault:
+            self._rest(node, fault)
+        else:
+            self._rested(node)
+
+    def refuted(self, node: int, keys: Keys, cells: Cells, spans: npt.NDArray[np.uint64]) -> None:
+        cluster_map = self.map
+        info = cluster_map.by_index(node)
+        if info is None:
+            return
+        homes = homes_of(spans, cluster_map)
+        for home in np.unique(homes).tolist():
+            named = (homes == home).any(axis=1)
+            control = self._usable(home)
+            if control is not None:
+                with self.guarding(home):
+                    control.refute(
+                        cluster_map.epoch, node, info.incarnation, keys[named], cells[named]
+                    )
+
+    def close(self) -> None:
+        with self._lock:
+            peers, self._peers = list(self._peers.values()), {}
+            own, self._own = self._own, None
+        for peer in peers:
+            self._hang_up(peer)
+        if own is not None:
+            own.transport.close()
+        self._entry.close()
+
+    def _locate(self, keys: Keys, spans: npt.NDArray[np.uint64]) -> Located | StaleMap:
+        """Ask each span's first home, and its second where the first does not answer."""
+        cluster_map = self.map
+        homes = homes_of(spans, cluster_map)
+        rows: list[npt.NDArray[np.intp]] = [np.empty(0, np.intp)]
+        parts = [Located.nothing(0)]
+        pending = np.arange(len(keys))
+        for choice in range(homes.shape[1]):
+            unanswered = [np.empty(0, np.intp)]
+            for home in np.unique(homes[pending, choice]).tolist():
+                asked = pending[homes[pending, choice] == home]
+                answer = self._ask(home, cluster_map.epoch, keys[asked])
+                if isinstance(answer, StaleMap):
+                    return answer
+                if answer is None:
+                    unanswered.append(asked)
+                    continue
+                rows.append(np.repeat(asked, answer.counts))
+                parts.append(answer)
+            pending = np.concatenate(unanswered)
+        return _merged(len(keys), rows, parts)
+
+    def _ask(self, home: int, epoch: int, keys: Keys) -> Located | StaleMap | None:
+        control = self._usable(home)
+        if control is None:
+            return None
+        with self.guarding(home):
+            return control.locate(epoch, keys)
+        return None
+
+    def _usable(self, node: int) -> ControlClient | None:
+        """The control side of a node, or nothing while it is unreachable or resting."""
+        if self._is_entry(node):
+            return self._entry
+        try:
+            return self._peer(node).control
+        except UnavailableError:
+            return None
+
+    def _rested(self, node: int) -> None:
+        peer = self._peers.get(node)
+        if peer is not None and peer.rest_until_s:
+            log.warning("node %d answers again", node)
+            peer.rest_until_s = 0.0
+
+    def _rest(self, node: int, fault: UnavailableError) -> None:
+        peer = self._peers.get(node)
+        if peer is not None:
+            if peer.rest_until_s == 0.0:
+                log.warning("leaving node %d alone for a while: %s", node, fault)
+            peer.rest_until_s = self._clock.monotonic_s() + REST_S
+
+    def _peer(self, node: int) -> _Peer:
+        """A usable peer; connects on first use, and anew when the node has moved."""
+        info = self.map.by_index(node)
+        if info is None:
+            raise UnavailableError(f"node {node} is not in the cluster map")
+        if node in self._entry.unreachable:
+            raise UnavailableError(f"node {node} is unreachable")
+        with self._lock:
+            peer = self._peers.get(node)
+            if peer is not None and peer.info != info:
+                self._hang_up(self._peers.pop(node))
+                peer = None
+            if peer is None:
+                control = ControlClient(info.control, self._token)
+                bulk = TcpTransport(info.bulk, self._token.encode() if self._token else None)
+                peer = self._peers[node] = _Peer(info, control, bulk)
+        if peer.rest_until_s > self._clock.monotonic_s():
+            raise UnavailableError(f"node {node} failed a moment ago")
+        return peer
+
+    def _hang_up(self, peer: _Peer) -> None:
+        peer.control.close()
+        peer.bulk.close()
+
+    def _is_entry(self, node: int) -> bool:
+        info = self.map.by_index(node)
+        return info is not None and info.node_id == self._entry.identity.node_id
+
+    def _hidden(self, found: Located) -> frozenset[int]:
+        """Nodes that no plan should name: the own one, those away or resting, and strangers."""
+        now_s = self._clock.monotonic_s()
+        known = {info.index for info in self.map.nodes}
+        resting = {node for node, peer in self._peers.items() if peer.rest_until_s > now_s}
+        own = self._own_index()
+        hidden = self._entry.unreachable | resting | (set() if own is None else {own})
+        return frozenset(set(np.unique(found.nodes).tolist()) - known | hidden)
+
+    def _own_index(self) -> int | None:
+        if self._mapped() is None:
+            return None
+        info = self.map.by_id(self._entry.identity.node_id)
+        return info.index if info is not None else None
+
+    def _mapped(self) -> _Own | None:
+        """The own node's arena, mapped anew when the node has restarted with another one."""
+        identity = self._entry.identity
+        if identity.host_id != self._host_id:
+            return None
+        own = self._own
+        if own is not None and own.incarnation == identity.incarnation:
+            return own
+        with self._lock:
+            folder = Path(identity.arena_folder)
+            try:
+                table = KeyTable.map(self._fs, folder)
+                transport = LocalTransport.open(self._fs, folder)
+            except (OSError, StateError) as fault:
+                log.warning("reading over sockets, the arena can't be mapped: %s", fault)
+                return None
+            if self._own is not None:
+                self._own.transport.close()
+            self._own = _Own(identity.incarnation, table, transport)
+            return self._own
+
+
+def _merged(keys: int, rows: Sequence[npt.NDArray[np.intp]], parts: Sequence[Located]) -> Located:
+    """Answers of several homes, put back into the order of the keys."""
+    row_of = np.concatenate(rows)
+    order = np.argsort(row_of, kind="stable")
+    return Located(
+        counts=np.bincount(row_of, minlength=keys).astype(np.uint16),
+        nodes=np.concatenate([part.nodes for part in parts])[order],
+        masks=np.concatenate([part.masks for part in parts])[order],
+    )

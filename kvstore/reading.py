@@ -1,0 +1,205 @@
+"""Reading: from a plan to verified bytes in an engine's rows.
+
+    plan ──> own cells:   local transport, no RPC
+         ──> other nodes: Acquire (lease) ──> transport ──> Release, one node beside the other
+    every cell verified where it was delivered; the prefix ends before the first block that has a
+    cell which did not come
+
+A read never raises for what a node, disk or network does: it delivers less, and says why.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from contextlib import suppress
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import numpy as np
+import numpy.typing as npt
+
+from kvstore.access import NodeAccess
+from kvstore.calls import DAMAGED_PER_CALL_MAX, MAX_CELLS_PER_CALL, CellOutcome, Damage
+from kvstore.clock import Deadline
+from kvstore.errors import UnavailableError
+from kvstore.plan import OWN_NODE, Fetched, Plan
+from kvstore.routes import Routes
+from kvstore.rows import CellRows, KVRows
+from kvstore.transport.base import CellRead, ReadOutcome, Transport
+
+LEASE_MARGIN_S = 0.5
+
+Delivered = npt.NDArray[np.uint8]
+"""``ReadOutcome`` per (block, cell), uint8 ``[n, cells]``."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """One read. ``delivered`` is filled by several threads, each its own cells."""
+
+    plan: Plan
+    cut: CellRows
+    routes: Routes
+    workers: Executor
+    deadline: Deadline
+    delivered: Delivered
+
+
+def read(
+    plan: Plan, rows: KVRows, routes: Routes, workers: Executor, deadline: Deadline
+) -> Fetched:
+    """Deliver what ``plan`` promises into ``rows``, or the longest verified part of it."""
+    if not plan.blocks:
+        return Fetched(0, MappingProxyType({"local": 0, "remote": 0}))
+    cut = CellRows(plan.namespace.grid, plan.cells, rows)
+    delivered = np.full(plan.nodes.shape, ReadOutcome.FAILED, np.uint8)
+    reading = _Reading(plan, cut, routes, workers, deadline, delivered)
+    nodes = np.unique(plan.nodes).tolist()
+    futures = [workers.submit(_read_from, reading, node) for node in nodes if node != OWN_NODE]
+    if OWN_NODE in nodes:
+        _read_own(reading)
+    for future in futures:
+        future.result()
+    return _fetched(plan, delivered)
+
+
+def _read_own(reading: _Reading) -> None:
+    plan, routes = reading.plan, reading.routes
+    blocks, columns = np.nonzero(plan.nodes == OWN_NODE)
+    reads = [
+        _cell_read(reading, block, column, plan.slots[block, column],
+                   plan.generations[block, column], plan.offsets[block, column],
+                   plan.lengths[block, column], plan.header_digests[block, column])
+        for block, column in zip(blocks.tolist(), columns.tolist(), strict=True)
+    ]  # fmt: skip
+    with routes.guarding(OWN_NODE):
+        outcomes = routes.transport(OWN_NODE).read(reads, reading.deadline)
+        reading.delivered[blocks, columns] = outcomes
+        _report_damaged(reading, routes.access(OWN_NODE), reads, outcomes)
+
+
+def _read_from(reading: _Reading, node: int) -> None:
+    """Read everything that the plan wants of one other node, a lease for each call's worth."""
+    plan, routes = reading.plan, reading.routes
+    blocks, columns = np.nonzero(plan.nodes == node)
+    with routes.guarding(node):
+        access, transport = routes.access(node), routes.transport(node)
+        for start in range(0, len(blocks), MAX_CELLS_PER_CALL):
+            part = slice(start, start + MAX_CELLS_PER_CALL)
+            rows, asked = blocks[part], columns[part]
+            refused = _read_leased(reading, access, transport, rows, asked)
+            if len(refused):
+                cells = _cell_numbers(plan)[asked[refused]]
+                keys, spans = plan.keys[rows[refused]], plan.spans[rows[refused]]
+                routes.refuted(node, keys, cells, spans)
+        if (reading.delivered[blocks, columns] == ReadOutcome.FAILED).all():
+            raise UnavailableError(f"node {node} delivered nothing in time")
+
+
+def _read_leased(
+    reading: _Reading,
+    access: NodeAccess,
+    transport: Transport,
+    blocks: npt.NDArray[np.intp],
+    columns: npt.NDArray[np.intp],
+) -> npt.NDArray[np.intp]:
+    """Read these (block, column) pairs under one lease; answers which the node does not hold."""
+    plan, delivered = reading.plan, reading.delivered
+    # The lease must outlive every read that we still believe in: the reader's clock starts first.
+    lease_ms = round((reading.deadline.remaining_s() + LEASE_MARGIN_S) * 1000)
+    session = access.session
+    reply = access.acquire(session, plan.keys[blocks], _cell_numbers(plan)[columns], lease_ms)
+    found = np.flatnonzero(reply.outcomes == CellOutcome.FOUND)
+    delivered[blocks, columns] = ReadOutcome.GONE
+    try:
+        reads = [
+            _cell_read(reading, int(blocks[row]), int(columns[row]), reply.slots[row],
+                       reply.generations[row], reply.offsets[row], reply.lengths[row],
+                       reply.header_digests[row])
+            for row in found.tolist()
+        ]  # fmt: skip
+        outcomes = transport.read(reads, reading.deadline)
+        delivered[blocks[found], columns[found]] = outcomes
+    finally:
+        if reply.lease:
+            _behind(reading, lambda: access.release(session, reply.lease))
+    _report_damaged(reading, access, reads, outcomes)
+    return np.flatnonzero(reply.outcomes == CellOutcome.MISS)
+
+
+def _behind(reading: _Reading, call: Callable[[], object]) -> None:
+    """Make a call that the reader need not wait for, and whose loss costs little."""
+
+    def make() -> None:
+        with suppress(UnavailableError):
+            call()
+
+    try:
+        reading.workers.submit(make)
+    except RuntimeError:
+        return  # the client is closing: what hangs on its session ends with it
+
+
+def _report_damaged(
+    reading: _Reading,
+    access: NodeAccess,
+    reads: Sequence[CellRead],
+    outcomes: Sequence[ReadOutcome],
+) -> None:
+    """Tell a node what did not verify: it looks for itself, and drops what is damaged there."""
+    damaged = [
+        Damage(read.key, read.cell, read.generation, tuple(leaf.nbytes for leaf in read.leaves))
+        for read, outcome in zip(reads, outcomes, strict=True)
+        if outcome is ReadOutcome.CORRUPT
+    ]
+    if damaged:
+        _behind(reading, lambda: access.discard(damaged[:DAMAGED_PER_CALL_MAX]))
+
+
+def _cell_numbers(plan: Plan) -> npt.NDArray[np.uint8]:
+    return np.array([cell.index for cell in plan.cells], np.uint8)
+
+
+def _cell_read(
+    reading: _Reading,
+    block: int,
+    column: int,
+    slot: np.uint32,
+    generation: np.uint64,
+    offset: np.uint64,
+    length: np.uint32,
+    header_digest: np.uint64,
+) -> CellRead:
+    plan = reading.plan
+    cell = plan.cells[column]
+    return CellRead(
+        key=plan.keys[block].tobytes(),
+        cell=cell.index,
+        slot=int(slot),
+        generation=int(generation),
+        offset=int(offset),
+        length=int(length),
+        header_digest=int(header_digest),
+        leaves=reading.cut.leaves(cell, plan.start(block), int(plan.stops[block])),
+    )
+
+
+def _fetched(plan: Plan, delivered: Delivered) -> Fetched:
+    good = (delivered == ReadOutcome.VERIFIED).all(axis=1)
+    blocks = len(good) if bool(good.all()) else int(good.argmin())
+    tokens = min(int(plan.stops[blocks - 1]), plan.tokens) if blocks else 0
+    starts = np.arange(blocks) * plan.namespace.grid.block_tokens
+    sizes = np.minimum(plan.stops[:blocks], tokens) - starts
+    remote = int(sizes[(plan.nodes[:blocks] != OWN_NODE).any(axis=1)].sum())
+    failures = Counter(ReadOutcome(code).name for code in _codes(delivered))
+    del failures[ReadOutcome.VERIFIED.name]
+    return Fetched(
+        tokens=tokens,
+        by_source=MappingProxyType({"local": tokens - remote, "remote": remote}),
+        failures=MappingProxyType(dict(failures)),
+    )
+
+
+def _codes(delivered: Delivered) -> Sequence[int]:
+    codes: list[int] = delivered.ravel().tolist()
+    return codes

@@ -1,0 +1,202 @@
+"""The client on an embedded tier: real arena, real copies, real digests, no server."""
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from kvstore.cell import Grid
+from kvstore.client import Samovar
+from kvstore.clock import ManualClock
+from kvstore.errors import GeometryError, UsageError
+from kvstore.namespace import Namespace
+from kvstore.rows import KVRows
+
+LAYERS, HEADS, ROW_BYTES, BLOCK = 3, 4, 8, 16
+ARENA_BYTES = 4 << 20
+
+
+class Rows:
+    """One prompt's KV, ``[layer][head, token, row]``."""
+
+    def __init__(self, tokens: int, heads: int = HEADS, seed: int | None = None) -> None:
+        shape = (LAYERS, heads, tokens, ROW_BYTES)
+        random = np.random.default_rng(seed)
+        self.kv = (
+            np.zeros(shape, np.uint8) if seed is None else random.integers(0, 256, shape, np.uint8)
+        )
+
+    def rows(self, layer: int, start: int, stop: int) -> npt.NDArray[np.uint8]:
+        view: npt.NDArray[np.uint8] = self.kv[layer][:, start:stop]
+        return view
+
+
+def space(tenant: str = "", weights: str = "w", kv_form: str = "form") -> Namespace:
+    grid = Grid((ROW_BYTES,) * LAYERS, HEADS, BLOCK, head_groups=2)
+    return Namespace(weights, kv_form, "float32", "gqa", grid, tenant=tenant)
+
+
+NAMESPACE = space()
+PROMPT = list(range(100, 200))
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+@pytest.fixture
+def tier(clock: ManualClock) -> Iterator[Samovar]:
+    with Samovar.open(ARENA_BYTES, clock=clock) as opened:
+        yield opened
+
+
+def got(tier: Samovar, tokens: list[int], boundaries: tuple[int, ...] = ()) -> tuple[int, Rows]:
+    rows = Rows(len(tokens))
+    plan = tier.longest_prefix(NAMESPACE, tokens, boundaries)
+    return tier.get_into(plan, rows).tokens, rows
+
+
+def test_what_was_put_is_found_and_delivered(tier: Samovar) -> None:
+    source = Rows(100, seed=1)
+    stored = tier.put(NAMESPACE, PROMPT, source, boundaries=[70])
+    assert (stored.stored, stored.blocks, stored.complete) == (7, 7, True)
+    tokens, rows = got(tier, PROMPT)
+    assert tokens == 96
+    assert np.array_equal(rows.kv[:, :, :96], source.kv[:, :, :96])
+
+
+def test_an_empty_tier_has_no_prefix(tier: Samovar) -> None:
+    assert got(tier, PROMPT, (70,))[0] == 0
+
+
+def test_a_tail_is_found_at_its_boundary_only(tier: Samovar) -> None:
+    tier.put(NAMESPACE, PROMPT[:70], Rows(70, seed=1), boundaries=[70])
+    asked = [*PROMPT[:70], 1, 2, 3]
+    assert got(tier, asked)[0] == 64
+    assert got(tier, asked, (70,))[0] == 70
+    assert got(tier, asked, (69,))[0] == 64
+
+
+def test_a_tail_is_stored_although_the_blocks_around_it_were_there(tier: Samovar) -> None:
+    source = Rows(100, seed=1)
+    tier.put(NAMESPACE, PROMPT, source)
+    assert tier.put(NAMESPACE, PROMPT, source, start=96, boundaries=[70]).stored == 1
+    assert got(tier, [*PROMPT[:70], 1, 2, 3], (70,))[0] == 70
+
+
+def test_a_prefix_never_covers_the_whole_prompt(tier: Samovar) -> None:
+    tier.put(NAMESPACE, PROMPT[:64], Rows(64, seed=1))
+    assert got(tier, PROMPT[:64])[0] == 63
+
+
+def test_what_is_there_is_not_sent_again(tier: Samovar) -> None:
+    tier.put(NAMESPACE, PROMPT, Rows(100, seed=1))
+    again = tier.put(NAMESPACE, PROMPT, Rows(100, seed=1))
+    assert (again.stored, again.present) == (0, 6)
+
+
+def test_two_namespaces_with_equal_tokens_do_not_share(tier: Samovar) -> None:
+    tier.put(NAMESPACE, PROMPT, Rows(100, seed=1))
+    for other in (space(tenant="somebody"), space(weights="v"), space(kv_form="other")):
+        assert tier.longest_prefix(other, PROMPT).tokens == 0
+
+
+def test_ranks_read_and_write_their_own_heads(tier: Samovar) -> None:
+    whole = Rows(100, seed=1)
+    tier.put(NAMESPACE, PROMPT, whole)
+    for rank in range(2):
+        heads = range(rank * 2, rank * 2 + 2)
+        mask = NAMESPACE.grid.mask_for(range(LAYERS), heads)
+        rows = Rows(100, heads=2)
+        plan = tier.longest_prefix(NAMESPACE, PROMPT, mask=mask)
+        assert tier.get_into(plan, rows).tokens == 96
+        assert np.array_equal(rows.kv[:, :, :96], whole.kv[:, heads.start : heads.stop, :96])
+
+
+def test_a_block_is_warm_only_when_all_cells_asked_for_are(tier: Samovar) -> None:
+    mask = NAMESPACE.grid.mask_for(range(LAYERS), range(2))
+    tier.put(NAMESPACE, PROMPT, Rows(100, heads=2, seed=1), mask=mask)
+    assert tier.longest_prefix(NAMESPACE, PROMPT).tokens == 0
+    assert tier.longest_prefix(NAMESPACE, PROMPT, mask=mask).tokens == 96
+
+
+def test_expired_blocks_are_a_miss(tier: Samovar, clock: ManualClock) -> None:
+    tier.put(NAMESPACE, PROMPT, Rows(100, seed=1), ttl_s=10)
+    clock.advance(9.0)
+    assert got(tier, PROMPT)[0] == 96
+    clock.advance(60.0)
+    assert got(tier, PROMPT)[0] == 0
+
+
+def test_a_full_tier_keeps_the_newest_prompts(tier: Samovar) -> None:
+    prompts = [[seed, *PROMPT] for seed in range(60)]
+    for prompt in prompts:
+        assert tier.put(NAMESPACE, prompt, Rows(101, seed=prompt[0])).complete
+    stats = tier.stats().host
+    assert stats.held_bytes <= ARENA_BYTES
+    assert stats.evicted > 0
+    tokens, rows = got(tier, prompts[-1])
+    assert tokens == 96
+    assert np.array_equal(rows.kv[:, :, :96], Rows(101, seed=59).kv[:, :, :96])
+    assert got(tier, prompts[0])[0] == 0
+
+
+def test_a_plan_that_was_evicted_meanwhile_delivers_less(tier: Samovar) -> None:
+    tier.put(NAMESPACE, PROMPT, Rows(100, seed=1))
+    plan = tier.longest_prefix(NAMESPACE, PROMPT)
+    for seed in range(60):
+        tier.put(NAMESPACE, [seed, *PROMPT], Rows(101, seed=seed))
+    fetched = tier.get_into(plan, Rows(100))
+    assert fetched.tokens == 0
+    assert fetched.failures == {"GONE": 12}
+
+
+@pytest.mark.parametrize(
+    ("tokens", "boundaries"),
+    [([2**31], ()), ([-1], ()), ([0.5], ()), (PROMPT, (101,)), (PROMPT, (0,))],
+)
+def test_bad_prompts_are_refused(
+    tier: Samovar, tokens: list[int], boundaries: tuple[int, ...]
+) -> None:
+    with pytest.raises(GeometryError):
+        tier.longest_prefix(NAMESPACE, tokens, boundaries)
+
+
+def test_rows_of_another_shape_are_refused_before_anything_is_stored(tier: Samovar) -> None:
+    with pytest.raises(GeometryError, match="must be uint8"):
+        tier.put(NAMESPACE, PROMPT, Rows(100, heads=3, seed=1))
+    assert tier.stats().host.held_cells == 0
+    assert tier.put(NAMESPACE, PROMPT, Rows(100, seed=1)).stored == 6
+
+
+def test_a_start_outside_the_prompt_is_refused(tier: Samovar) -> None:
+    rows: KVRows = Rows(100)
+    with pytest.raises(UsageError, match="outside"):
+        tier.put(NAMESPACE, PROMPT, rows, start=101)
+
+
+def test_closing_leaves_nothing_behind(tmp_path: Path) -> None:
+    tier = Samovar.open(ARENA_BYTES, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1
+    tier.close()
+    tier.close()
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(UsageError, match="closed"):
+        tier.longest_prefix(NAMESPACE, PROMPT)
+
+
+def test_a_forked_child_is_told_to_open_its_own(tier: Samovar) -> None:
+    child = os.fork()
+    if child == 0:
+        try:
+            tier.longest_prefix(NAMESPACE, PROMPT)
+        except UsageError:
+            os._exit(0)
+        os._exit(1)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0, sys.platform
