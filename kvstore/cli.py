@@ -1,0 +1,286 @@
+"""The command `samovar`: a tier on this machine, from the shell.
+
+Covers: flags, what is printed, exit codes: 0 done, 1 not so (no tier runs, a check failed), 2 the
+caller can put it right, 130 interrupted. Does not cover: what the commands do
+(`kvstore.cluster.launch`, `kvstore.doctor`).
+
+What a command found goes to standard output, its progress to standard error. With `--json` the
+last line of standard output is one JSON object.
+"""
+
+import importlib.metadata
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+from typing import TypeVar
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from kvstore import doctor as checks
+from kvstore.block import FORMAT_VERSION
+from kvstore.calls import NodeStats
+from kvstore.clock import SystemClock
+from kvstore.cluster.launch import LocalTier, Standing
+from kvstore.cluster_map import NodeInfo
+from kvstore.config import ClusterConfig, NodeConfig, load
+from kvstore.errors import SamovarError, UnavailableError, UsageError
+from kvstore.machine import SMALL_ARENA_BYTES
+from kvstore.rpc.client import ControlClient
+from kvstore.rpc.wire import WIRE_VERSION
+from kvstore.settings import Settings, knobs
+from kvstore.state import STATE_VERSION, TierFolder
+
+STATS_DEADLINE_S = 2.0
+Command = TypeVar("Command", bound=Callable[..., object])
+
+
+def version_text() -> str:
+    """The package's version, and those of what it writes and speaks."""
+    try:
+        version = importlib.metadata.version("samovar")
+    except importlib.metadata.PackageNotFoundError:
+        version = "(not installed)"
+    return (
+        f"samovar {version}, block format {FORMAT_VERSION}, wire {WIRE_VERSION}, "
+        f"state {STATE_VERSION}"
+    )
+
+
+def settings_of(*roles: type[Settings]) -> Callable[[Command], Command]:
+    """A flag for every setting of these roles, and `--config` for a file with them."""
+
+    def decorate(command: Command) -> Command:
+        for knob in reversed(knobs(roles)):
+            shown = f"{knob.description} [{knob.variable}; {knob.default.replace('`', '')}]"
+            if knob.field.annotation is bool:
+                command = click.option(knob.flag, is_flag=True, default=None, help=shown)(command)
+            else:
+                command = click.option(knob.flag, metavar="VALUE", help=shown)(command)
+        file = click.Path(dir_okay=False, path_type=Path)
+        return click.option("--config", type=file, help="TOML file with settings.")(command)
+
+    return decorate
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="End with one line of JSON.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(message=version_text(), version="")
+def cli() -> None:
+    """Samovar keeps prompts warm: what one worker has prefilled, any other fetches.
+
+    \b
+    samovar up --nodes 2      start a tier on this machine, with a Ray of its own
+    samovar status            its nodes, and what they hold
+    samovar doctor            what on this machine is in the way, and what to do
+    samovar down              end it and free its memory
+
+    A setting is a flag, a variable SAMOVAR_..., or a line in a TOML file; see docs/config.md.
+    """
+
+
+@cli.command()
+@settings_of(ClusterConfig, NodeConfig)
+@json_option
+def up(config: Path | None, as_json: bool, **flags: object) -> None:
+    """Start a tier on this machine, and return when its nodes serve.
+
+    Says so where the tier runs already. Touches only what it started itself, never another Ray.
+    Ctrl-C while it starts leaves nothing behind.
+    """
+    cluster, node = load(ClusterConfig, flags, config), load(NodeConfig, flags, config)
+    # A service manager ends commands with SIGTERM: clear up as after Ctrl-C.
+    signal.signal(signal.SIGTERM, _interrupted)
+    with progress() as tell:
+        tier = LocalTier(cluster, node, SystemClock(), os.urandom, tell)
+        standing = tier.up()
+    _show_standing(standing, tier.folder)
+    if as_json:
+        click.echo(json.dumps(_standing_fields(standing, tier.folder)))
+
+
+@cli.command()
+@settings_of(ClusterConfig)
+@click.option("--purge", is_flag=True, help="Discard its state and logs too, of any version.")
+@json_option
+def down(config: Path | None, purge: bool, as_json: bool, **flags: object) -> None:
+    """End the tier: its processes, its Ray, its arenas. What others run is not touched."""
+    cluster, node = load(ClusterConfig, flags, config), load(NodeConfig, flags, config)
+    with progress() as tell:
+        tell(f"Ending tier {cluster.name}")
+        ended = LocalTier(cluster, node, SystemClock(), os.urandom, tell).down(purge)
+    if ended.processes or ended.folders:
+        count = f"{ended.processes} processes and {ended.folders} folders"
+        click.echo(f"Ended tier {cluster.name}: {count} are gone.")
+    else:
+        click.echo(f"Nothing was left of a tier called {cluster.name}.")
+    if as_json:
+        click.echo(json.dumps({"processes": ended.processes, "folders": ended.folders}))
+
+
+@cli.command()
+@settings_of(ClusterConfig, NodeConfig)
+@json_option
+def status(config: Path | None, as_json: bool, **flags: object) -> None:
+    """Show the nodes of the tier, and what they hold. Exit code 1 if one does not answer."""
+    cluster, node = load(ClusterConfig, flags, config), load(NodeConfig, flags, config)
+    token = _token(node)
+    folder = TierFolder.of(cluster.state_folder, cluster.name)
+    record = folder.read()
+    if record is None:
+        click.echo(f"No tier called {cluster.name} runs; start one with `samovar up`.")
+        if as_json:
+            click.echo(json.dumps({"name": cluster.name, "map_epoch": 0, "nodes": []}))
+        raise click.exceptions.Exit(1)
+    cluster_map = folder.read_map()
+    found = [(info, _ask(info, token)) for info in cluster_map.nodes]
+    _show_nodes(cluster.name, cluster_map.epoch, found)
+    if as_json:
+        nodes = [_node_fields(info, stats) for info, stats in found]
+        fields = {"name": cluster.name, "map_epoch": cluster_map.epoch, "nodes": nodes}
+        click.echo(json.dumps(fields))
+    if len(found) < record.nodes or any(stats is None for _, stats in found):
+        raise click.exceptions.Exit(1)
+
+
+@cli.command()
+@settings_of(ClusterConfig, NodeConfig)
+@json_option
+def doctor(config: Path | None, as_json: bool, **flags: object) -> None:
+    """Look at this machine: what is in the way of a tier, what an old one left, what to do.
+
+    Exit code 1 if something makes a tier impossible.
+    """
+    cluster, node = load(ClusterConfig, flags, config), load(NodeConfig, flags, config)
+    findings = checks.examine(cluster, node)
+    for finding in findings:
+        mark = click.style(f"{finding.level.value:4}", fg=_COLOURS[finding.level])
+        click.echo(f"{mark}  {finding.subject}: {finding.sentence}")
+    if as_json:
+        fields = [{**asdict(finding), "level": finding.level.value} for finding in findings]
+        click.echo(json.dumps({"findings": fields}))
+    if any(finding.level is checks.Level.FAIL for finding in findings):
+        raise click.exceptions.Exit(1)
+
+
+_COLOURS = {checks.Level.OK: "green", checks.Level.WARN: "yellow", checks.Level.FAIL: "red"}
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[str], None]]:
+    """What to tell a person who waits: a spinner on a terminal, lines anywhere else."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda text: click.echo(f"{text} ...", err=True)
+        return
+    with console.status("") as spinner:
+        yield spinner.update
+
+
+def main() -> int:
+    """The command; answers its exit code."""
+    try:
+        return int(cli.main(prog_name="samovar", standalone_mode=False) or 0)
+    except SamovarError as error:
+        click.echo(f"samovar: {error}", err=True)
+        return 2
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("samovar: interrupted; nothing was left running", err=True)
+        return 130
+
+
+def _interrupted(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _token(node: NodeConfig) -> str | None:
+    if node.token_file is None:
+        return None
+    try:
+        return node.token_file.read_text().strip()
+    except OSError as error:
+        raise UsageError(f"cannot read the token file {node.token_file}: {error}") from None
+
+
+def _ask(info: NodeInfo, token: str | None) -> NodeStats | None:
+    """What the node says of itself, None if it does not answer."""
+    client = ControlClient(info.control, token, STATS_DEADLINE_S)
+    try:
+        return client.stats()
+    except UnavailableError:
+        return None
+    finally:
+        client.close()
+
+
+def _show_standing(standing: Standing, folder: TierFolder) -> None:
+    record = standing.record
+    verb = "is up" if standing.fresh else "runs already"
+    count = "1 node" if record.nodes == 1 else f"{record.nodes} nodes"
+    click.echo(f"Tier {record.name} {verb}: {count} of {mebibytes(record.arena_bytes)} each.")
+    for info in standing.cluster_map.nodes:
+        click.echo(f"  {info.node_id}  control {info.control}  bulk {info.bulk}")
+        click.echo(f"      arena {info.arena_folder}  host {info.host_id}")
+    click.echo(f"State {folder.path}, logs {folder.log_folder}")
+    if record.arena_bytes < SMALL_ARENA_BYTES:
+        click.echo(
+            f"An arena below {mebibytes(SMALL_ARENA_BYTES)} holds little more than one long "
+            "prompt: raise it with --arena-bytes, or give the machine more shared memory."
+        )
+    other = "" if record.name == ClusterConfig.model_fields["name"].default else record.name
+    name = f" --name {other}" if other else ""
+    click.echo(f"Next: samovar status{name}   (and in the end: samovar down{name})")
+
+
+def _show_nodes(name: str, epoch: int, found: Sequence[tuple[NodeInfo, NodeStats | None]]) -> None:
+    table = Table(title=f"Tier {name}, map {epoch}", title_justify="left")
+    for title in ("node", "control", "start", "used", "arena", "cells", "evicted", "sessions"):
+        table.add_column(title, justify="left" if title in ("node", "control") else "right")
+    for info, stats in found:
+        row = [info.node_id, info.control, str(info.incarnation)]
+        if stats is None:
+            table.add_row(*row, "no answer")
+            continue
+        host = stats.host
+        sizes = [mebibytes(host.held_bytes), mebibytes(host.capacity_bytes)]
+        counts = [host.held_cells, host.evicted, stats.sessions]
+        table.add_row(*row, *sizes, *map(str, counts))
+    Console().print(table)
+
+
+def mebibytes(size_bytes: int) -> str:
+    """A size for people."""
+    return f"{size_bytes / (1 << 20):,.0f} MiB"
+
+
+def _standing_fields(standing: Standing, folder: TierFolder) -> dict[str, object]:
+    return {
+        "name": standing.record.name,
+        "fresh": standing.fresh,
+        "map_epoch": standing.cluster_map.epoch,
+        "arena_bytes": standing.record.arena_bytes,
+        "state_folder": str(folder.path),
+        "log_folder": str(folder.log_folder),
+        "nodes": [asdict(info) for info in standing.cluster_map.nodes],
+    }
+
+
+def _node_fields(info: NodeInfo, stats: NodeStats | None) -> dict[str, object]:
+    answer: dict[str, object] = {} if stats is None else asdict(stats)
+    return {**asdict(info), "answers": stats is not None, **answer}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,128 @@
+"""The command line where no tier is needed: versions, help, bad input, exit codes."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kvstore import cli
+from kvstore.state import ProcessRecord, Remains, TierFolder, TierRecord
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs a command in a state folder of its own; answers code, output, complaints."""
+
+    def command(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setenv("SAMOVAR_STATE_FOLDER", str(tmp_path))
+        monkeypatch.setattr(sys, "argv", ["samovar", *words])
+        code = cli.main()
+        output = capsys.readouterr()
+        return code, output.out, output.err
+
+    return command
+
+
+def recorded(tmp_path: Path) -> TierFolder:
+    """A tier that ended without a word, a boot ago."""
+    folder = TierFolder.of(tmp_path, "samovar")
+    remains = Remains("0123456789ab", "boot", (), (ProcessRecord("raylet", 1, 1),))
+    with folder.claim():
+        folder.write(TierRecord("samovar", 1, 1 << 20, 6379, "/r", (), remains))
+    return folder
+
+
+def test_version_names_what_is_written_and_spoken(run: Run) -> None:
+    code, output, _ = run("--version")
+    assert code == 0
+    assert "block format 1, wire 1, state 1" in output
+
+
+@pytest.mark.parametrize("command", ["up", "down", "status", "doctor"])
+def test_help_teaches(run: Run, command: str) -> None:
+    code, output, _ = run(command, "--help")
+    assert code == 0
+    assert "--state-folder" in output
+    assert "SAMOVAR_STATE_FOLDER" in output
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["up", "--nodes", "none"], "--nodes"),
+        (["up", "--arena-bytes", "1PiB"], "smaller --arena-bytes"),
+        (["up", "--shm-folder", "/nowhere"], "--shm-folder"),
+        (["up", "--bind-host", "0.0.0.0"], "token_file"),
+        (["up", "--name", "Not A Name"], "--name"),
+        (["up", "--token-file", "/nowhere"], "token file"),
+        (["up", "--nodes", "2", "--control-port", "7000"], "share a port"),
+        (["status", "--token-file", "/nowhere"], "token file"),
+        (["status", "--config", "/nowhere"], "/nowhere"),
+        (["boil"], "No such command"),
+    ],
+)
+def test_bad_input_gets_one_sentence_and_code_2(
+    run: Run, tmp_path: Path, words: list[str], sentence: str
+) -> None:
+    code, _, complaint = run(*words)
+    assert code == 2
+    assert sentence in complaint
+    assert "Traceback" not in complaint
+    assert not list(tmp_path.rglob("tier.json"))
+
+
+def test_other_platforms_are_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.system", lambda: "Darwin")
+    code, _, complaint = run("up")
+    assert code == 2
+    assert "Linux" in complaint
+
+
+def test_status_without_a_tier(run: Run) -> None:
+    code, output, _ = run("status", "--json")
+    assert code == 1
+    assert "samovar up" in output
+    assert json.loads(output.splitlines()[-1]) == {"name": "samovar", "map_epoch": 0, "nodes": []}
+
+
+def test_down_without_a_tier(run: Run) -> None:
+    code, output, _ = run("down", "--json")
+    assert code == 0
+    assert json.loads(output.splitlines()[-1]) == {"processes": 0, "folders": 0}
+
+
+def test_down_clears_a_record_of_another_boot(run: Run, tmp_path: Path) -> None:
+    folder = recorded(tmp_path)
+    assert run("down")[0] == 0
+    assert folder.read() is None
+
+
+def test_another_version_is_refused_until_it_is_purged(run: Run, tmp_path: Path) -> None:
+    folder = recorded(tmp_path)
+    file = folder.path / "tier.json"
+    file.write_text(file.read_text().replace('"state_version": 1', '"state_version": 9'))
+    for command in ("up", "status", "down"):
+        code, _, complaint = run(command)
+        assert code == 2
+        assert "state version 9" in complaint
+        assert "samovar down --purge" in complaint
+    assert run("down", "--purge")[0] == 0
+    assert not folder.path.exists()
+
+
+def test_doctor_ends_with_json(run: Run) -> None:
+    code, output, _ = run("doctor", "--json")
+    findings = json.loads(output.splitlines()[-1])["findings"]
+    assert code == int(any(each["level"] == "fail" for each in findings))
+    assert {"shared memory", "open files", "ray", "gpu"} <= {each["subject"] for each in findings}
+
+
+def test_module_runs_as_a_command() -> None:
+    command = [sys.executable, "-m", "kvstore.cli", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("samovar ")

@@ -1,0 +1,135 @@
+"""What the doctor says of machines other than this one."""
+
+import fcntl
+import importlib.metadata
+import os
+import resource
+import socket
+from pathlib import Path
+
+import pytest
+
+from kvstore import doctor
+from kvstore.cluster import processes
+from kvstore.config import NodeConfig
+from kvstore.doctor import Level
+from kvstore.state import ProcessRecord, Remains, TierFolder, TierRecord
+
+KNOWN_ID, LOST_ID = "aaaaaaaaaaaa", "bbbbbbbbbbbb"
+KNOWN = [Remains(KNOWN_ID, "boot", (), ())]
+
+
+@pytest.mark.parametrize(
+    ("words", "level"), [("flags : fpu avx2 sse", Level.OK), ("flags : fpu", Level.WARN)]
+)
+def test_processor(tmp_path: Path, words: str, level: Level) -> None:
+    (tmp_path / "cpuinfo").write_text(words)
+    assert doctor.processor("x86_64", tmp_path / "cpuinfo").level is level
+
+
+def test_shared_memory_that_is_none(tmp_path: Path) -> None:
+    mounts = tmp_path / "mounts"
+    mounts.write_text(f"a / ext4 rw 0 0\nb {tmp_path} xfs rw 0 0\n")
+    found = doctor.shared_memory(tmp_path, mounts)
+    assert found.level is Level.WARN
+    assert "xfs" in found.sentence
+    assert doctor.shared_memory(tmp_path / "absent", mounts).level is Level.FAIL
+
+
+@pytest.mark.parametrize(("free_bytes", "level"), [(64 << 20, Level.WARN), (64 << 30, Level.OK)])
+def test_room_for_an_arena(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free_bytes: int, level: Level
+) -> None:
+    mounts = tmp_path / "mounts"
+    mounts.write_text(f"shm {tmp_path} tmpfs rw 0 0\n")
+    monkeypatch.setattr(doctor, "default_arena_bytes", lambda _: free_bytes)
+    assert doctor.shared_memory(tmp_path, mounts).level is level
+
+
+@pytest.mark.parametrize(
+    ("limit", "level"),
+    [(1024, Level.WARN), (65536, Level.OK), (resource.RLIM_INFINITY, Level.OK)],
+)
+def test_open_files(limit: int, level: Level) -> None:
+    assert doctor.open_files(limit).level is level
+
+
+def test_port_that_is_taken() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        config = NodeConfig(state_folder=Path("/s"), control_port=port)
+        control, bulk = doctor.ports(config)
+    assert (control.level, bulk.level) == (Level.WARN, Level.OK)
+    assert str(port) in control.sentence
+
+
+@pytest.mark.parametrize(
+    ("version", "level"), [("2.51.1", Level.FAIL), ("2.52.0", Level.OK), ("3.0", Level.OK)]
+)
+def test_ray_version(version: str, level: Level) -> None:
+    assert doctor.ray_version(lambda _: version).level is level
+
+
+def test_ray_that_is_not_installed() -> None:
+    def absent(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    assert doctor.ray_version(absent).level is Level.FAIL
+
+
+def test_token_that_others_can_read(tmp_path: Path) -> None:
+    folder = TierFolder(tmp_path)
+    assert doctor.token(folder).level is Level.WARN
+    folder.token(b"\0" * 32)
+    assert doctor.token(folder).level is Level.OK
+    folder.token_file.chmod(0o644)
+    assert "chmod 600" in doctor.token(folder).sentence
+
+
+@pytest.mark.parametrize("boot_id", ["boot", "later"])
+def test_tier_that_ended_without_a_word(tmp_path: Path, boot_id: str) -> None:
+    remains = Remains(KNOWN_ID, "boot", (), (ProcessRecord("gcs_server", 1 << 22, 1),))
+    (tmp_path / "a").mkdir()
+    (tmp_path / "file").touch()
+    folder = TierFolder(tmp_path / "a")
+    folder.write(TierRecord("a", 1, 1 << 20, 6379, "/r", (), remains))
+    ((path, found),) = doctor.known_tiers(tmp_path)
+    assert path == folder.path
+    assert doctor.tier(path, found, boot_id).level is Level.WARN
+
+
+def test_arenas_that_nobody_holds(tmp_path: Path) -> None:
+    names = [f"samovar-x-{KNOWN_ID}-0", f"samovar-x-{LOST_ID}-0", f"samovar-x-y-{LOST_ID}-1"]
+    for name in (*names, "somebody-else", "samovar-x"):
+        (tmp_path / name).mkdir()
+    lock = os.open(tmp_path / names[2] / "lock", os.O_CREAT | os.O_RDWR)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    try:
+        (left,) = doctor.left_arenas(tmp_path, KNOWN)
+    finally:
+        os.close(lock)
+    assert names[1] in left.sentence
+    assert len(list(doctor.left_arenas(tmp_path, KNOWN))) == 2
+
+
+def test_ray_folders_that_nobody_uses(tmp_path: Path) -> None:
+    for tier_id in (KNOWN_ID, LOST_ID):
+        (tmp_path / f"samovar-{tier_id}").mkdir()
+    (left,) = doctor.left_ray_folders(tmp_path, KNOWN)
+    assert LOST_ID in left.sentence
+
+
+def test_processes_without_a_record(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    marked = {KNOWN_ID: [1], LOST_ID: [7, 8]}
+    token_file = tmp_path / "token"
+    monkeypatch.setattr(processes, "marked", lambda: marked)
+    monkeypatch.setattr(processes, "variable", lambda pid, name: str(token_file))
+    (left,) = doctor.left_processes(KNOWN)
+    assert "kill 7 8" in left.sentence
+    lost = Remains(LOST_ID, "boot", (), ())
+    TierFolder(tmp_path).write(TierRecord("b", 1, 1 << 20, 6379, "/r", (), lost))
+    assert not list(doctor.left_processes(KNOWN))
+
+
+def test_gpu_never_fails() -> None:
+    assert doctor.gpu().level is Level.OK
