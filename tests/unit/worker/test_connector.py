@@ -1,0 +1,202 @@
+"""The connector against a tier in memory, on host rows and on a device that defers its copies."""
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+
+from kvstore.cell import Grid
+from kvstore.clock import ManualClock
+from kvstore.errors import UsageError
+from kvstore.key import Tokens
+from kvstore.namespace import Namespace
+from tests.unit.worker.fakes import ArrayRows, DeferredStaging, FakePlan, MemoryTier
+from worker.connector import Abandoned, AskAgain, Connector, Matched, Request
+from worker.staging import HostStaging, Staging
+
+LAYERS, HEADS, CAPACITY, ROW_BYTES, BLOCK = 2, 2, 128, 4, 16
+NAMESPACE = Namespace("w", "form", "float32", "gqa", Grid((ROW_BYTES,) * LAYERS, HEADS, BLOCK))
+PROMPT: Tokens = np.arange(70, dtype=np.int32)
+
+
+class World:
+    """One connector and the engine caches round it."""
+
+    def __init__(self, staging_for: Callable[[ArrayRows], Staging]) -> None:
+        self.clock = ManualClock()
+        self.tier = MemoryTier(LAYERS)
+        self.connector: Connector[FakePlan] = Connector(self.tier, NAMESPACE, self.clock)
+        self.staging_for = staging_for
+        self.ids = iter(range(1000))
+
+    def cache(self, seed: int | None = None) -> ArrayRows:
+        """An engine's cache, filled with computed-looking KV or empty."""
+        rows = ArrayRows(LAYERS, HEADS, CAPACITY, ROW_BYTES)
+        if seed is not None:
+            random = np.random.default_rng(seed)
+            rows.array[:] = random.integers(0, 256, rows.array.shape, np.uint8)
+        return rows
+
+    def request(
+        self,
+        cache: ArrayRows,
+        tokens: Tokens = PROMPT,
+        boundaries: tuple[int, ...] = (),
+        resident: int = 0,
+    ) -> Request:
+        staging = self.staging_for(cache)
+        return Request(str(next(self.ids)), tokens, staging, boundaries, resident)
+
+    def saved(self, boundaries: tuple[int, ...] = ()) -> ArrayRows:
+        """The cache of an engine whose KV of ``PROMPT`` the tier has."""
+        cache = self.cache(seed=1)
+        self.connector.save(self.request(cache, boundaries=boundaries), PROMPT)
+        self.connector.settle()
+        return cache
+
+    def loaded(self, request: Request) -> Matched:
+        """Match and load, as an engine that waits does."""
+        matched = self.connector.match_now(request)
+        assert isinstance(matched, Matched)
+        self.connector.load(request, matched)
+        return matched
+
+
+@pytest.fixture(params=[HostStaging, DeferredStaging.over], ids=["host", "deferred"])
+def world(request: pytest.FixtureRequest) -> Iterator[World]:
+    world = World(request.param)
+    yield world
+    world.connector.close()
+
+
+@pytest.mark.parametrize(
+    ("boundaries", "tokens"), [((), 64), ((64,), 64), ((67,), 67), ((3, 67), 67), ((70,), 69)]
+)
+def test_a_second_engine_gets_what_the_first_computed(
+    world: World, boundaries: tuple[int, ...], tokens: int
+) -> None:
+    source = world.saved(boundaries)
+    target = world.cache()
+    matched = world.loaded(world.request(target, boundaries=boundaries))
+    assert matched == Matched(tokens, local=tokens, remote=0, kept=0)
+    np.testing.assert_array_equal(target.array[:, :, :tokens], source.array[:, :, :tokens])
+    assert not target.array[:, :, 70:].any()
+
+
+def test_the_first_match_never_waits(world: World) -> None:
+    world.saved()
+    world.tier.gate = threading.Event()
+    request = world.request(world.cache())
+    assert world.connector.match(request) == AskAgain()
+    assert world.connector.match(request) == AskAgain()
+    world.tier.gate.set()
+    assert world.connector.match_now(request) == Matched(64, 64, 0, kept=0)
+    assert world.tier.lookups == 2  # one by the save, one for all matches
+
+
+def test_sources_are_told_apart(world: World) -> None:
+    world.saved()
+    world.tier.source = "remote"
+    assert world.loaded(world.request(world.cache())) == Matched(64, 0, 64, kept=0)
+
+
+def test_a_match_leaves_the_last_token_to_run(world: World) -> None:
+    world.saved()
+    matched = world.loaded(world.request(world.cache(), tokens=PROMPT[:64]))
+    assert matched.tokens == 63
+
+
+def test_what_the_engine_has_itself_is_not_fetched(world: World) -> None:
+    world.saved()
+    own = world.cache(seed=2)
+    before = own.array.copy()
+    assert world.loaded(world.request(own, resident=65)) == Matched(0, 0, 0, kept=65)
+    np.testing.assert_array_equal(own.array, before)
+
+
+def test_the_tier_is_not_asked_for_less_than_a_block(world: World) -> None:
+    request = world.request(world.cache(), resident=60)
+    assert world.loaded(request) == Matched(0, 0, 0, kept=60)
+    assert world.tier.lookups == 0
+
+
+def test_the_tier_is_asked_where_it_has_more_than_the_engine(world: World) -> None:
+    world.saved((67,))
+    request = world.request(world.cache(), boundaries=(67,), resident=60)
+    assert world.loaded(request) == Matched(67, 67, 0, kept=0)
+
+
+def test_a_prefix_that_arrives_short_is_admitted_short(world: World) -> None:
+    world.saved()
+    world.tier.deliver_tokens = 32
+    assert world.loaded(world.request(world.cache(), resident=40)) == Matched(32, 32, 0, kept=0)
+
+
+def test_only_what_the_tier_lacks_is_put_and_the_rest_is_touched(world: World) -> None:
+    cache = world.saved()
+    longer: Tokens = np.arange(100, dtype=np.int32)
+    world.connector.save(world.request(cache, tokens=longer), longer)
+    world.connector.settle()
+    assert world.tier.put_from == [0, 64]
+    assert world.tier.touched == [0, 64]
+    assert world.loaded(world.request(world.cache(), tokens=longer)).tokens == 96
+
+
+def test_a_save_is_in_the_background(world: World) -> None:
+    world.tier.put_gate.clear()
+    world.connector.save(world.request(world.cache(seed=1)), PROMPT)
+    assert not world.tier.blocks
+    world.tier.put_gate.set()
+    world.connector.settle()
+    assert len(world.tier.blocks) == 4
+
+
+def test_a_failing_tier_is_a_miss_and_is_logged_once_and_once_when_back(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.tier.error = OSError("no route")
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            missed = world.loaded(world.request(world.cache(), resident=5))
+            assert missed == Matched(0, 0, 0, kept=5)
+        world.connector.save(world.request(world.cache(seed=1)), PROMPT)
+        world.connector.settle()
+        assert [record.message for record in caplog.records] == [
+            "tier degraded: a load failed with OSError: no route"
+        ]
+        world.tier.error = None
+        world.saved()
+        assert world.loaded(world.request(world.cache())).tokens == 64
+    assert [record.message for record in caplog.records][1:] == ["tier answers again"]
+
+
+def test_a_transfer_that_fails_half_way_leaves_no_own_tokens(world: World) -> None:
+    world.saved()
+    world.tier.get_error = OSError("reset by peer")
+    missed = world.loaded(world.request(world.cache(), resident=40))
+    assert missed == Matched(0, 0, 0, kept=0)
+
+
+def test_a_bug_of_the_caller_comes_through(world: World) -> None:
+    world.tier.error = UsageError("tokens do not fit")
+    with pytest.raises(UsageError, match="tokens do not fit"):
+        world.connector.match_now(world.request(world.cache()))
+
+
+def test_a_transfer_that_outlives_its_deadline_is_abandoned(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.saved()
+    gate = world.tier.gate = threading.Event()
+    request = world.request(world.cache())
+    assert world.connector.match(request) == AskAgain()
+    world.clock.advance(5.5)
+    assert world.connector.match(request) == AskAgain()
+    world.clock.advance(1.0)
+    assert world.connector.match(request) == Abandoned()
+    assert "outlived its deadline" in caplog.text
+    world.tier.gate = None
+    assert world.loaded(world.request(world.cache())).tokens == 64
+    gate.set()

@@ -1,0 +1,282 @@
+"""The engine-neutral connector: what an engine says to the tier about one request's KV.
+
+A request's life, as its engine drives it:
+
+    match ── AskAgain ──┐        the first match starts look-up and transfer in the background,
+      ▲                 │        straight into the request's rows (stage), later ones answer;
+      └─────────────────┘        only verified tokens are ever reported (admit)
+    match ── Matched(n) ── load  positions 0 .. n-1 are usable once load returned
+             Abandoned           the deadline passed with a transfer still under way: the rows
+                                 may be written at any time and must never be used again
+    save                         in the background, once the engine has a first token out
+    settle                       before rows that a save may be reading are written again
+
+A failing tier is a miss: an exception below becomes "nothing cached", logged once when it begins
+and once when the tier answers again. Only a caller's bug (``UsageError``) comes through ``match``.
+
+Does not cover: an engine's own cache and its hits (``worker.engines``), or bytes (``kvstore``).
+"""
+
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+from kvstore.clock import Clock, Deadline
+from kvstore.errors import UsageError
+from kvstore.key import Tokens
+from kvstore.namespace import Namespace
+from kvstore.rows import KVRows
+from worker.staging import Staging
+
+MATCH_DEADLINE_S = 5.0
+ABANDON_AFTER_S = 1.0
+"""How long after its deadline a transfer may still end before its rows are given up."""
+
+_log = logging.getLogger(__name__)
+
+
+class Plan(Protocol):
+    """The longest warm prefix that a look-up found."""
+
+    @property
+    def tokens(self) -> int: ...
+
+
+P = TypeVar("P", bound=Plan)
+
+
+class Fetched(Protocol):
+    """What of a plan was delivered and verified."""
+
+    @property
+    def tokens(self) -> int: ...
+
+    @property
+    def by_source(self) -> Mapping[str, int]: ...
+
+
+class Tier(Protocol[P]):
+    """The part of ``kvstore.client.Samovar`` that a connector needs."""
+
+    def longest_prefix(
+        self, namespace: Namespace, tokens: Tokens, boundaries: Sequence[int] = ()
+    ) -> P: ...
+
+    def get_into(self, plan: P, rows: KVRows, deadline_s: float | None = None) -> Fetched: ...
+
+    def put(
+        self,
+        namespace: Namespace,
+        tokens: Tokens,
+        rows: KVRows,
+        start: int = 0,
+        boundaries: Sequence[int] = (),
+    ) -> object: ...
+
+    def touch(self, plan: P) -> object: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One prompt, where its KV lives, and what of it the engine still has itself.
+
+    ``boundaries`` are token counts at which a tail block may end (the end of a document, say).
+    The tier is asked only for what it could have beyond the ``resident`` first tokens.
+    """
+
+    id: str
+    tokens: Tokens
+    staging: Staging
+    boundaries: tuple[int, ...] = ()
+    resident: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class AskAgain:
+    """Look-up or transfer is under way."""
+
+
+@dataclass(frozen=True, slots=True)
+class Matched:
+    """The first ``tokens`` tokens wait in the request's host rows, verified; 0 is a miss.
+
+    ``local`` and ``remote`` say whence; they add up to ``tokens``. Of the tokens that the engine
+    had itself, the first ``kept`` still hold: where a transfer was tried, none do.
+    """
+
+    tokens: int
+    local: int
+    remote: int
+    kept: int
+
+
+@dataclass(frozen=True, slots=True)
+class Abandoned:
+    """A transfer outlived its deadline: the request's rows must never be used again."""
+
+
+Match = AskAgain | Matched | Abandoned
+
+
+@dataclass(slots=True)
+class _Health:
+    """Says once that the tier fails, and once that it is back."""
+
+    failing: bool = False
+
+    def failed(self, doing: str, error: Exception) -> None:
+        if not self.failing:
+            self.failing = True
+            _log.warning("tier degraded: %s failed with %s: %s", doing, type(error).__name__, error)
+
+    def worked(self) -> None:
+        if self.failing:
+            self.failing = False
+            _log.warning("tier answers again")
+
+
+@dataclass(frozen=True, slots=True)
+class _Load:
+    """A request's look-up and transfer in the background."""
+
+    deadline: Deadline
+    future: Future[Matched]
+
+
+class Connector(Generic[P]):
+    """One engine's requests against one tier, in one namespace. Any thread may call it."""
+
+    def __init__(
+        self,
+        tier: Tier[P],
+        namespace: Namespace,
+        clock: Clock,
+        match_deadline_s: float = MATCH_DEADLINE_S,
+    ) -> None:
+        self._tier = tier
+        self._namespace = namespace
+        self._clock = clock
+        self._match_deadline_s = match_deadline_s
+        self._block_tokens = namespace.grid.block_tokens
+        self._health = _Health()
+        self._loads: dict[str, _Load] = {}
+        self._saves: set[Future[None]] = set()
+        self._saver = ThreadPoolExecutor(1, "samovar-save")
+
+    def match(self, request: Request) -> Match:
+        """How much of the request is warm. Never blocks; ask again until it says something else."""
+        load = self._loads.get(request.id)
+        if load is None:
+            if not self._worth_asking(request):
+                return _miss(request)
+            load = self._start(request)
+            self._loads[request.id] = load
+        if load.future.done():
+            del self._loads[request.id]
+            return load.future.result()
+        if self._clock.monotonic_s() < load.deadline.at_s + ABANDON_AFTER_S:
+            return AskAgain()
+        del self._loads[request.id]
+        self._health.failed("a load", TimeoutError("a transfer outlived its deadline"))
+        return Abandoned()
+
+    def match_now(self, request: Request) -> Matched | Abandoned:
+        """``match`` for engines that can only wait: blocks until the deadline at most."""
+        while isinstance(answer := self.match(request), AskAgain):
+            load = self._loads[request.id]
+            wait([load.future], timeout=load.deadline.remaining_s() + ABANDON_AFTER_S)
+        return answer
+
+    def load(self, request: Request, matched: Matched) -> None:
+        """Bring what was matched into the engine's cache; returns when it may be read."""
+        if matched.tokens:
+            request.staging.land(0, matched.tokens).wait()
+
+    def save(self, request: Request, tokens: Tokens) -> None:
+        """Offer the KV of ``tokens``, whose rows hold still until ``settle``; doesn't block.
+
+        What the tier has already is touched and not sent. ``tokens`` are those whose KV was
+        really computed: the request's prompt, or the prompt with generated tokens behind it.
+        """
+        landing = request.staging.lift(0, len(tokens))
+        host_rows = request.staging.host_rows
+        boundaries = [at for at in request.boundaries if at <= len(tokens)]
+
+        def offer() -> None:
+            landing.wait()
+            plan = self._tier.longest_prefix(self._namespace, tokens, boundaries)
+            self._tier.touch(plan)
+            self._tier.put(self._namespace, tokens, host_rows, plan.tokens, boundaries)
+
+        future = self._saver.submit(self._save_quietly, offer)
+        self._saves.add(future)
+        future.add_done_callback(self._saves.discard)
+
+    def settle(self) -> None:
+        """Wait until no save reads any rows; each ends by the tier's own deadlines."""
+        wait(set(self._saves))
+
+    def close(self) -> None:
+        """Let saves under way end, then stop."""
+        self._saver.shutdown()
+
+    def _worth_asking(self, request: Request) -> bool:
+        """Whether the tier could add as much as one block, or reach a named boundary."""
+        usable = len(request.tokens) - 1
+        reach = max((at for at in request.boundaries if at <= usable), default=0)
+        return usable - request.resident >= self._block_tokens or reach > request.resident
+
+    def _start(self, request: Request) -> _Load:
+        deadline = Deadline.after(self._clock, self._match_deadline_s)
+        future: Future[Matched] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(self._stage(request, deadline))
+            except UsageError as error:
+                future.set_exception(error)
+
+        # Not a pool's thread: those are joined at exit, and a stuck transfer would hang it.
+        threading.Thread(target=run, name=f"samovar-load-{request.id}", daemon=True).start()
+        return _Load(deadline, future)
+
+    def _stage(self, request: Request, deadline: Deadline) -> Matched:
+        """In the background: look up, and fetch if that gives more than the engine has."""
+        answer = _miss(request)
+        try:
+            plan = self._tier.longest_prefix(self._namespace, request.tokens, request.boundaries)
+            gains = min(plan.tokens, len(request.tokens) - 1) > request.resident
+            if gains and not deadline.passed():
+                answer = Matched(0, 0, 0, kept=0)
+                rows = request.staging.host_rows
+                fetched = self._tier.get_into(plan, rows, deadline.remaining_s())
+                answer = _usable(fetched, len(request.tokens) - 1)
+        except UsageError:
+            raise
+        except Exception as error:
+            self._health.failed("a load", error)
+        else:
+            self._health.worked()
+        return answer
+
+    def _save_quietly(self, offer: Callable[[], None]) -> None:
+        try:
+            offer()
+        except Exception as error:
+            self._health.failed("a save", error)
+        else:
+            self._health.worked()
+
+
+def _miss(request: Request) -> Matched:
+    return Matched(0, 0, 0, kept=request.resident)
+
+
+def _usable(fetched: Fetched, usable: int) -> Matched:
+    """At least the last token of a prompt is always run, for its logits."""
+    tokens = min(fetched.tokens, usable)
+    remote = min(int(fetched.by_source.get("remote", 0)), tokens)
+    return Matched(tokens, local=tokens - remote, remote=remote, kept=0)
