@@ -16,7 +16,7 @@ import numpy.typing as npt
 DEPTH_BITS = 20
 _DEPTH_MAX = (1 << DEPTH_BITS) - 1
 _ABSENT = np.uint64(np.iinfo(np.uint64).max)
-BATCH_SLOTS = 64
+BATCH_SLOTS = 256
 
 
 class TailFirstLru:
@@ -24,6 +24,7 @@ class TailFirstLru:
 
     def __init__(self, slots: int) -> None:
         self._order = np.full(slots, _ABSENT, np.uint64)
+        self._queue: list[tuple[int, int]] = []
         self._stamp = 0
 
     def next_stamp(self) -> int:
@@ -38,6 +39,8 @@ class TailFirstLru:
         self._stamp = max(self._stamp, stamp)
         inverse = _DEPTH_MAX - np.minimum(depths, _DEPTH_MAX)
         order = (np.uint64(stamp) << np.uint64(DEPTH_BITS)) | inverse.astype(np.uint64)
+        if self._queue and len(order) and int(order.min()) <= self._queue[-1][1]:
+            self._queue = []  # what was entered is older than what is queued
         current = self._order[slots]
         self._order[slots] = np.where(current == _ABSENT, order, np.maximum(order, current))
 
@@ -60,22 +63,30 @@ class TailFirstLru:
         self._order[slot] = _ABSENT
 
     def victims(self) -> Iterator[int]:
-        """Slots to evict, first victim first.
+        """Slots to evict, first victim first; the caller may touch and remove between two.
 
-        The caller may touch and remove slots between two of them. A slot that was touched after
-        the iteration began may still be named in its old place: at most ``BATCH_SLOTS`` later.
+        The oldest slots stay queued from one call to the next, because finding them reads every
+        order there is. A slot of the queue that was touched or removed since is passed over.
         """
         batch = BATCH_SLOTS
         while True:
-            count = min(batch, len(self._order)) - 1
-            oldest = np.argpartition(self._order, count)[: count + 1]
-            held = oldest[self._order[oldest] != _ABSENT]
-            named = held[np.argsort(self._order[held])]
-            before = self._order[named]
-            for slot, order in zip(named.tolist(), before.tolist(), strict=True):
+            if not self._queue:
+                self._queue = self._oldest(batch)
+            queue, passed_over = self._queue, 0
+            for slot, order in queue:
                 if self._order[slot] == order:
                     yield slot
-            if np.array_equal(self._order[named], before):
-                if len(held) < batch:
-                    return  # every slot was offered, none was taken
-                batch *= 2  # these are all in use: look further
+                passed_over += bool(self._order[slot] == order)
+            if self._queue is queue:
+                self._queue = []
+            if passed_over == len(queue) < batch:
+                return  # every slot was offered, none was taken
+            batch = 2 * batch if passed_over == len(queue) else BATCH_SLOTS
+
+    def _oldest(self, count: int) -> list[tuple[int, int]]:
+        """The ``count`` oldest slots (fewer if fewer are held), oldest first, with their orders."""
+        last = min(count, len(self._order)) - 1
+        oldest = np.argpartition(self._order, last)[: last + 1]
+        held = oldest[self._order[oldest] != _ABSENT]
+        named = held[np.argsort(self._order[held])]
+        return list(zip(named.tolist(), self._order[named].tolist(), strict=True))

@@ -103,3 +103,22 @@ def test_order_is_the_naive_one(data: st.DataObject) -> None:
     order = taken(policy, pinned)
     assert sorted(order) == sorted(set(naive) - pinned)
     assert [naive[slot] for slot in order] == sorted(naive[slot] for slot in order)
+
+
+def test_finding_the_oldest_is_shared_by_many_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = TailFirstLru(4 * BATCH_SLOTS)
+    for slot in range(4 * BATCH_SLOTS):
+        policy.touch(as_slots(slot), as_slots(0), policy.next_stamp())
+    scans: list[int] = []
+    scan = policy._oldest
+
+    def counted(count: int) -> list[tuple[int, int]]:
+        scans.append(count)
+        return scan(count)
+
+    monkeypatch.setattr(policy, "_oldest", counted)
+    for expected in range(2 * BATCH_SLOTS):
+        victim = next(policy.victims())
+        assert victim == expected
+        policy.remove(victim)
+    assert len(scans) == 2
