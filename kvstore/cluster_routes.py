@@ -11,7 +11,7 @@ shorter, and is said once in the log. Does not cover: what is asked (``kvstore.s
 import logging
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 
 REST_S = 1.0
 """How long a node that failed is left alone: the breaker's open time."""
+INTRODUCED_MAX = 8
+"""In larger clusters a client connects to the nodes that it turns out to need."""
 
 
 @dataclass(slots=True)
@@ -72,6 +74,9 @@ class ClusterRoutes:
         self._own: _Own | None = None
         self._peers: dict[int, _Peer] = {}
         self._newer: ClusterMap | None = None
+        self._introducing = threading.Thread(
+            target=self._introduce, name="samovar-introduce", daemon=True
+        )
 
     @classmethod
     def open(cls, address: str, host_id: str, token: str | None, clock: Clock) -> "ClusterRoutes":
@@ -82,7 +87,9 @@ class ClusterRoutes:
         except (ConfigError, UnavailableError):
             entry.close()
             raise
-        return cls(entry, host_id, token, clock)
+        routes = cls(entry, host_id, token, clock)
+        routes._introducing.start()
+        return routes
 
     @property
     def map(self) -> ClusterMap:
@@ -153,6 +160,7 @@ class ClusterRoutes:
                     )
 
     def close(self) -> None:
+        self._introducing.join()
         with self._lock:
             peers, self._peers = list(self._peers.values()), {}
             own, self._own = self._own, None
@@ -161,6 +169,14 @@ class ClusterRoutes:
         if own is not None:
             own.transport.close()
         self._entry.close()
+
+    def _introduce(self) -> None:
+        """Connect ahead of the first request, where there are few enough nodes to know them all."""
+        with suppress(UnavailableError):
+            nodes = self.map.nodes
+            for info in nodes if len(nodes) <= INTRODUCED_MAX else ():
+                if not self._is_entry(info.index):
+                    self._peer(info.index)
 
     def _locate(self, keys: Keys, spans: npt.NDArray[np.uint64]) -> Located | StaleMap:
         """Ask each span's first home, and its second where the first does not answer."""

@@ -50,6 +50,7 @@ def main() -> int:
     with listener:
         os.write(arguments.ready, b"%d\n" % listener.getsockname()[1])
         os.close(arguments.ready)
+        node.populate_in_background()
         _serve(BulkServer(node, SystemClock(), token), listener, parent)
     # Connections are threads in the middle of copies: nobody waits for them.
     os._exit(0)

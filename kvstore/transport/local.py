@@ -52,7 +52,9 @@ class LocalTransport:
     @classmethod
     def open(cls, fs: FileSystem, folder: Path) -> "LocalTransport":
         """Map a node's folder; raises ``StateError`` if no node has made one there."""
-        return cls(MappedNode.map(fs, folder))
+        node = MappedNode.map(fs, folder)
+        node.populate_in_background()
+        return cls(node)
 
     def read(self, cells: Sequence[CellRead], deadline: Deadline) -> list[ReadOutcome]:
         check_leaves(cells)

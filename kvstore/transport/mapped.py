@@ -4,6 +4,7 @@ Finds the bytes of a slot for a descriptor that is still good. Does not cover: c
 verifying (``local``, ``bulk``), descriptors themselves (``kvstore.node``).
 """
 
+import threading
 from pathlib import Path
 from typing import Self
 
@@ -11,6 +12,9 @@ from kvstore.arena import Arena
 from kvstore.block import HEADER_BYTES
 from kvstore.fs import FileSystem, Mapped
 from kvstore.table import KeyTable, SlotState
+
+POPULATE_BYTES = 64 << 20
+"""At a time: the process's other page faults wait for no more than this."""
 
 
 class MappedNode:
@@ -25,6 +29,24 @@ class MappedNode:
         """Map a folder that its node has made; raises ``StateError`` if there is none."""
         table = KeyTable.map(fs, folder)
         return cls(Arena.map(fs, folder), table)
+
+    def populate(self) -> None:
+        """Fault all memory that is in use into this process, so that no transfer pays for it.
+
+        Leaves retired offsets out: touching them would bring their memory back.
+        """
+        records = self._table.slots
+        retired = records[records["state"] == SlotState.RETIRED]
+        holes = sorted(zip(retired["offset"].tolist(), retired["size_bytes"].tolist(), strict=True))
+        position = 0
+        for offset, size_bytes in [*holes, (int(self._table.header["frontier"]), 0)]:
+            for start in range(position, offset, POPULATE_BYTES):
+                self._arena.populate(start, min(POPULATE_BYTES, offset - start))
+            position = offset + size_bytes
+
+    def populate_in_background(self) -> None:
+        """``populate``, without keeping anybody waiting."""
+        threading.Thread(target=self.populate, name="samovar-populate", daemon=True).start()
 
     def is_current(self, slot: int, generation: int, state: SlotState) -> bool:
         """Whether a descriptor still means what it meant when it was handed out."""

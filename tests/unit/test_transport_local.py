@@ -38,3 +38,26 @@ def test_a_slot_freed_under_its_reader_is_gone(tmp_path: Path) -> None:
 def test_a_folder_without_a_node_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StateError, match="has not started"):
         LocalTransport.open(LinuxFileSystem(), tmp_path)
+
+
+class RecordingFileSystem(LinuxFileSystem):
+    """Remembers what was faulted in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.populated: list[tuple[int, int]] = []
+
+    def populate(self, mapped: Mapped, start: int, length: int) -> None:
+        self.populated.append((start, length))
+
+
+def test_memory_is_faulted_in_but_for_what_was_retired(tmp_path: Path) -> None:
+    world = World.make(tmp_path / "node")
+    writes = [world.reserved(world.leaves()) for _ in range(3)]
+    world.tier.retire(writes[1].slot)
+    retired = world.tier.table.slots[writes[1].slot]
+    start, stop = int(retired["offset"]), int(retired["offset"]) + int(retired["size_bytes"])
+    fs = RecordingFileSystem()
+    MappedNode.map(fs, world.folder).populate()
+    frontier = int(world.tier.table.header["frontier"])
+    assert fs.populated == [(0, start), (stop, frontier - stop)]
