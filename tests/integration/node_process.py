@@ -13,7 +13,7 @@ from pydantic import ByteSize
 
 from kvstore.config import NodeConfig
 from kvstore.errors import SamovarError
-from kvstore.server import NodePlace, NodeServer
+from kvstore.server import PATIENCE_S, NodePlace, NodeServer
 
 ARENA_BYTES = ByteSize(4 << 20)
 
@@ -30,7 +30,7 @@ def main() -> int:
         token_file=arguments.token_file,
     )
     place = NodePlace(arguments.index, arguments.node_id, arguments.folder, arguments.arena_folder)
-    server = NodeServer(config, place)
+    server = NodeServer(config, place, patience_s=arguments.patience_s)
     try:
         info = server.start()
     except SamovarError as fault:
@@ -52,6 +52,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--arena-bytes", type=ByteSize, default=ARENA_BYTES)
     parser.add_argument("--bind-host", default="127.0.0.1")
     parser.add_argument("--token-file", type=Path)
+    parser.add_argument("--patience-s", type=float, default=PATIENCE_S)
     return parser.parse_args()
 
 

@@ -249,3 +249,16 @@ def test_maps_travel_with_heartbeats(folder: Path) -> None:
             server.set_map(ClusterMap.of(1, infos))
         servers[0].set_map(ClusterMap.of(2, infos))
         eventually(lambda: servers[1].map.epoch == 2)
+
+
+def test_a_successor_listens_where_its_clients_look(folder: Path) -> None:
+    with running(server_in(folder)) as first, client_of(first) as client:
+        assert client.hello().identity.incarnation == 1
+        control = first.control
+    with running(server_in(folder)) as second:
+        assert second.control == control
+    host, _, port = control.rpartition(":")
+    with socket.create_server((host, int(port))), running(server_in(folder)) as third:
+        assert third.control != control
+    with running(server_in(folder)) as fourth:
+        assert fourth.control == third.control

@@ -8,14 +8,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kvstore.calls import MAX_CELLS_PER_CALL, CellOutcome
+from kvstore.calls import MAX_CELLS_PER_CALL, CellOutcome, Damage
 from kvstore.changes import Changes
 from kvstore.directory import LOCATE_KEYS_MAX, Announcement
 from kvstore.errors import ConfigError, UnavailableError, UsageError
 from kvstore.holders import Located
 from kvstore.rpc import wire
 from kvstore.rpc.client import ControlClient, StaleMap
-from tests.served import Served, eventually, fill, put, reserve_request, some_keys, two_nodes
+from tests.served import (
+    PAYLOAD_BYTES,
+    Served,
+    eventually,
+    fill,
+    put,
+    reserve_request,
+    some_keys,
+    two_nodes,
+)
 from tests.worlds import shared_folder
 
 
@@ -64,6 +73,30 @@ def test_a_put_and_a_get(served: Served, client: ControlClient) -> None:
     assert client.stats().leases == 0
     assert client.touch(keys, 1) == 5
     assert client.stats() == served.call(served.node.stats)
+
+
+def test_a_damaged_cell_is_dropped_when_the_node_sees_it_too(
+    served: Served, client: ControlClient
+) -> None:
+    keys, arena = some_keys(2), served.node.tier.arena
+    put(client, arena, keys)
+    acquired = client.acquire(client.session, keys, np.zeros(2, np.uint8), 1000)
+    client.release(client.session, acquired.lease)
+    # What these tests write matches no leaf digest: only the first cell's length is told right.
+    claims = [
+        Damage(key.tobytes(), 0, int(generation), (size_bytes,))
+        for key, generation, size_bytes in zip(
+            keys, acquired.generations, (PAYLOAD_BYTES, PAYLOAD_BYTES - 1), strict=True
+        )
+    ]
+    assert client.discard(claims) == 1
+    assert client.lookup(keys[:1], 1) == 0
+    assert client.lookup(keys[1:], 1) == 1
+    assert client.stats().host.damaged == 1
+    with pytest.raises(UsageError, match="over 16"):
+        client.discard(claims[:1] * 17)
+    with pytest.raises(UsageError, match="whole key"):
+        client.discard([Damage(b"short", 0, 1, (PAYLOAD_BYTES,))])
 
 
 def test_a_second_put_is_present_and_a_commit_repeats(

@@ -1,0 +1,81 @@
+"""A real tier of two storage nodes on a real Ray, for tests: what they may ask of it."""
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from kvstore.client import Samovar
+from kvstore.clock import Deadline, SystemClock
+from kvstore.cluster.launch import LocalTier
+from kvstore.cluster_map import ClusterMap, NodeInfo
+from kvstore.config import ClusterConfig, NodeConfig, resolve
+from kvstore.errors import UnavailableError
+from kvstore.node_folder import LOCK_FILE, Holder
+from kvstore.rpc.client import ControlClient
+
+PATIENCE_S = 60.0
+ARENA_BYTES = 32 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class RayTier:
+    """Nodes by their index; both run, or come back by themselves."""
+
+    nodes: tuple[NodeInfo, ...]
+
+    def connect(self, index: int) -> Samovar:
+        """A client on the host of node ``index``."""
+        return Samovar.connect(self.nodes[index].control, host_id=self.nodes[index].host_id)
+
+    def kill_storage(self, index: int) -> None:
+        """SIGKILL a node's storage actor, and wait until its successor is in everybody's map."""
+        before = self.map_of(1 - index)
+        holder = Holder.parse((Path(self.nodes[index].arena_folder) / LOCK_FILE).read_bytes())
+        assert holder is not None
+        os.kill(holder.pid, signal.SIGKILL)
+        eventually(lambda: self.map_of(1 - index).epoch > before.epoch)
+
+    def map_of(self, index: int) -> ClusterMap:
+        """The map that a node goes by."""
+        client = ControlClient(self.nodes[index].control)
+        try:
+            return client.hello().map
+        finally:
+            client.close()
+
+
+@contextmanager
+def ray_tier(folder: Path) -> Iterator[RayTier]:
+    """Bring a tier up, and take it down whatever happened."""
+    environment: dict[str, str] = {}
+    flags = {"name": f"hold-{os.getpid()}", "nodes": 2, "state_folder": folder}
+    node_flags = {"state_folder": folder, "arena_bytes": ARENA_BYTES}
+    tier = LocalTier(
+        resolve(ClusterConfig, flags, environment, None),
+        resolve(NodeConfig, node_flags, environment, None),
+        SystemClock(),
+        os.urandom,
+        lambda words: None,
+    )
+    try:
+        yield RayTier(tier.up().cluster_map.nodes)
+    finally:
+        tier.down(purge=True)
+
+
+def eventually(holds: Callable[[], bool]) -> None:
+    """Wait until it holds; a node that does not answer just now is not an answer."""
+    deadline = Deadline.after(SystemClock(), PATIENCE_S)
+    pause = threading.Event()
+    while True:
+        try:
+            if holds():
+                return
+        except UnavailableError:
+            pass
+        assert not deadline.passed(), f"it did not come true within {PATIENCE_S} s"
+        pause.wait(0.05)
