@@ -5,7 +5,6 @@ Does not cover: the state folder (see ``kvstore.state``).
 """
 
 import ctypes
-import fcntl
 import mmap
 import os
 from pathlib import Path
@@ -13,8 +12,6 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-
-from kvstore.errors import StateError
 
 Mapped = npt.NDArray[np.uint8]
 """A mapped file, uint8 ``[length]``; unmapped when the last view of it is gone."""
@@ -71,10 +68,6 @@ class FileSystem(Protocol):
 
     def punch(self, mapped: Mapped, start: int, length: int) -> None:
         """Give the range's memory back; it reads as zeros until somebody writes to it."""
-        ...
-
-    def lock(self, path: Path) -> int:
-        """Take an exclusive lock that dies with this process; raises ``StateError`` if held."""
         ...
 
 
@@ -147,18 +140,3 @@ class LinuxFileSystem:
         if self._libc.madvise(address, ctypes.c_size_t(length), mmap.MADV_REMOVE):
             number = ctypes.get_errno()
             raise OSError(number, f"could not give back {length} bytes: {os.strerror(number)}")
-
-    def lock(self, path: Path) -> int:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(descriptor, 64, 0).decode(errors="replace").strip() or "unknown"
-            os.close(descriptor)
-            raise StateError(
-                f"{path.parent} is in use by process {holder}: give this node another folder, "
-                "or end that process"
-            ) from None
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
-        return descriptor

@@ -65,10 +65,6 @@ class FaultyFileSystem:
         self._step("punch")
         self._real.punch(mapped, start, length)
 
-    def lock(self, path: Path) -> int:
-        self._step("lock")
-        return self._real.lock(path)
-
     def _step(self, name: str) -> None:
         self.operations += 1
         beyond = self.operations - self.fail_at

@@ -15,7 +15,7 @@ import platform
 import shutil
 import socket
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,7 +39,6 @@ END_PATIENCE_S = 1.0
 """For being asked to end; a tier loses nothing by being killed, and Ray takes 10 s over it."""
 ANSWER_PATIENCE_S = 10.0
 TIER_ID_BYTES = 6
-LASTING_PORTS = range(16384, 32768)
 SOURCE = Path(__file__).parents[2]
 
 
@@ -209,8 +208,6 @@ class LocalTier:
             # Held together until Ray takes them, so that two tiers do not get the same.
             ports = [held.enter_context(_free_port()) for _ in range(2)]
             ray_port, unused_port = (port.getsockname()[1] for port in ports)
-            lasting = [held.enter_context(self._lasting_port()) for _ in range(2 * record.nodes)]
-            node_ports = [port.getsockname()[1] for port in lasting]
         self.folder.token(self._entropy(TOKEN_BYTES))
         Path(record.ray_folder).mkdir(FOLDER_MODE)
         environment = ray_local.environment(
@@ -232,8 +229,7 @@ class LocalTier:
         log.info("ray is up at %s:%d", ray_local.LOOPBACK, ray_port)
         self._tell(f"Starting {record.nodes} storage nodes")
         address = ray_local.address(ray_port)
-        plan = self._plan(record, node_ports)
-        bootstrap(address, plan, environment, deadline, self._tell)
+        bootstrap(address, self._plan(record), environment, deadline, self._tell)
         return self._keep(record)
 
     def _keep(self, record: TierRecord) -> TierRecord:
@@ -243,33 +239,13 @@ class LocalTier:
         self.folder.write(record)
         return record
 
-    def _lasting_port(self) -> socket.socket:
-        """A free port that stays free while its node restarts, when clients ask for it again.
-
-        Below the range from which the kernel serves outgoing connections.
-        """
-        while True:
-            number = LASTING_PORTS[int.from_bytes(self._entropy(2), "little") % len(LASTING_PORTS)]
-            port = socket.socket()
-            try:
-                port.bind((ray_local.LOOPBACK, number))
-            except OSError:
-                port.close()
-                continue
-            return port
-
-    def _plan(self, record: TierRecord, ports: Sequence[int]) -> TierPlan:
-        """The wanted nodes: each is a host of its own to clients, which map its arena only.
-
-        A node that restarts keeps its two ports, so that its clients find it again.
-        """
+    def _plan(self, record: TierRecord) -> TierPlan:
+        """The wanted nodes: each is a host of its own to clients, which map its arena only."""
         storage = [
             StoragePlan(
                 config=self._node.model_copy(
                     update={
                         "arena_bytes": record.arena_bytes,
-                        "control_port": self._node.control_port or ports[2 * index],
-                        "bulk_port": self._node.bulk_port or ports[2 * index + 1],
                         "host_id": self._node.host_id or f"{host_id()}:{record.name}:{index}",
                     }
                 ),
