@@ -1,0 +1,79 @@
+"""Tables and cells without payload worth the name, for rows that measure bookkeeping."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from blake3 import blake3
+
+from kvstore.block import Header, header_digest
+from kvstore.calls import CellOutcome, ReserveRequest
+from kvstore.client import SHM_FOLDER
+from kvstore.fs import LinuxFileSystem
+from kvstore.key import KEY_BYTES, Keys
+from kvstore.node import Node
+from kvstore.table import KeyTable
+
+PAYLOAD_BYTES = 64
+
+
+@contextmanager
+def shared_folder() -> Iterator[Path]:
+    """A folder in shared memory, gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="samovar-bench-", dir=SHM_FOLDER) as name:
+        yield Path(name)
+
+
+@contextmanager
+def filled_table(slots: int, keys: Keys) -> Iterator[KeyTable]:
+    """A key table for ``slots`` slots that holds cell 0 of ``keys``, at slots far apart."""
+    with shared_folder() as folder:
+        table = KeyTable.create(LinuxFileSystem(), folder, slots, 1 << 20, incarnation=1)
+        chosen = np.random.default_rng(2).choice(slots, len(keys), replace=False)
+        for key, slot in zip(keys, chosen.tolist(), strict=True):
+            record = table.slots[slot]
+            record["generation"] = 1 << 40 | slot
+            record["length"] = 1
+            if not table.insert(key.tobytes(), slot, header_digest=slot):
+                raise AssertionError("a table that is nearly empty had no room")
+        yield table
+
+
+def store_tiny(node: Node, first: int, count: int) -> None:
+    """Reserve, write headers and commit, as a client would; keys are numbered from ``first``."""
+    session = node.open_session()
+    keys = numbered_keys("own", first, count)
+    small = np.full(count, PAYLOAD_BYTES, np.uint32)
+    depths = np.arange(first, first + count, dtype=np.uint32)
+    reply = node.reserve(
+        ReserveRequest(
+            session=session,
+            operation=first,
+            keys=keys,
+            cells=np.zeros(count, np.uint8),
+            lengths=small,
+            tokens=np.full(count, 16, np.uint32),
+            depths=depths,
+            spans=(depths // 64).astype(np.uint64),
+        )
+    )
+    digests = []
+    for row, offset in enumerate(reply.offsets.tolist()):
+        key = keys[row].tobytes()
+        depth = int(depths[row])
+        packed = Header(key, 0, 16, PAYLOAD_BYTES, depth, depth // 64, (0,)).pack()
+        node.tier.arena.view(offset, len(packed))[:] = np.frombuffer(packed, np.uint8)
+        digests.append(header_digest(packed))
+    packed_digests = np.array(digests, np.uint64)
+    outcomes = node.commit(session, reply.slots, reply.generations, packed_digests)
+    assert (outcomes == CellOutcome.STORED).all(), "a block was not stored"
+    node.close_session(session)
+
+
+def numbered_keys(whose: str, first: int, count: int) -> Keys:
+    """Keys that are the same in every run."""
+    names = (f"{whose} {number}".encode() for number in range(first, first + count))
+    packed = b"".join(blake3(name).digest() for name in names)
+    return np.frombuffer(packed, np.uint8).reshape(-1, KEY_BYTES)

@@ -1,0 +1,90 @@
+"""The benchmark command: it says which rows there are, and its cheap rows run.
+
+Does not cover: what they measure. A smoke test's sizes are no measurement, so no figure is
+compared with anything here.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from benchmarks import catalog
+from benchmarks.__main__ import main
+from benchmarks.figure import Budget, Figure, Sense, Skip, beside_limit
+from benchmarks.measure import Pairs, Run, paired
+
+CHEAP = ("same_node_get", "same_node_put", "lookup_100k", "node_metadata_bytes")
+ENGINE = ("ttft_warm_vs_cold", "ttft_vs_own_cache", "connector_cold_cost")
+PROMISED = {*CHEAP, *ENGINE, "cross_node_get", "node_death_detection_s"}
+
+
+def test_every_promised_row_is_listed() -> None:
+    done = CliRunner().invoke(main, ["--list"])
+    assert done.exit_code == 0
+    assert {row.name for row in catalog.ROWS} == PROMISED
+    assert all(name in done.output for name in PROMISED)
+
+
+def test_every_row_has_its_module() -> None:
+    folder = Path(catalog.__file__).parent
+    assert all((folder / f"{row.name}.py").is_file() for row in catalog.ROWS)
+
+
+def test_an_unknown_row_is_refused() -> None:
+    done = CliRunner().invoke(main, ["no_such_row"])
+    assert done.exit_code == 2
+    assert "--list" in done.output
+
+
+def test_cheap_rows_run_quickly(tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    done = CliRunner().invoke(main, [*CHEAP, "--quick", "--json", str(out)])
+    assert done.exit_code == 0, done.output
+    told = json.loads(out.read_text())
+    assert {figure["row"] for figure in told["figures"]} == set(CHEAP)
+    assert all(figure["value"] > 0 and figure["beside"] for figure in told["figures"])
+    assert told["conditions"]["cores"] >= 1
+
+
+def test_a_row_without_its_library_is_skipped() -> None:
+    done = CliRunner().invoke(main, [ENGINE[0], "--quick"])
+    assert done.exit_code == 0
+    assert "skipped: needs" in done.output
+
+
+def test_a_row_that_can_not_be_measured_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    def measure(run: Run) -> None:
+        raise Skip("the moon is not full")
+
+    monkeypatch.setattr("benchmarks.lookup_100k.measure", measure)
+    done = CliRunner().invoke(main, ["lookup_100k"])
+    assert done.exit_code == 0
+    assert "the moon" in done.output
+
+
+def test_sides_of_a_pair_take_turns_in_going_first() -> None:
+    order = []
+
+    def side(name: str, seconds: float) -> float:
+        order.append(name)
+        return seconds
+
+    pairs = paired(lambda: side("ours", 2.0), lambda: side("limit", 1.0), range(2))
+    assert order == ["limit", "ours", "limit", "ours", "ours", "limit"]
+    assert pairs.costs == [2.0, 2.0]
+    assert pairs.speeds == [0.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("sense", "value", "within"),
+    [(Sense.AT_LEAST, 0.5, False), (Sense.AT_MOST, 2.0, True)],
+)
+def test_a_budget_decides_whether_much_or_little_is_good(
+    sense: Sense, value: float, within: bool
+) -> None:
+    pairs = Pairs(ours_s=(4.0, 4.0), limit_s=(2.0, 2.0), cpu_cost=1.0, others_cores=0.0)
+    figure: Figure = beside_limit("row", "variant", pairs, Budget(sense, 2.0), "x", "the limit")
+    assert figure.value == value
+    assert figure.within is within
