@@ -4,8 +4,9 @@
     put   leaf ──copy──> slot ──hash the slot──> next leaf ... ──> header
 
 A leaf is hashed right behind its copy, while it is in the cache. Cells are shared out among two
-threads when there is enough to move: numpy's copies, and hashes of leaves from about 100 KiB up,
-run outside of the interpreter lock.
+threads when there is enough to move and it is hashed in pieces long enough to be hashed outside of
+the interpreter lock. With shorter pieces (few tokens per block, many heads) two threads are slower
+than one, because they mostly wait for each other.
 """
 
 from collections import deque
@@ -18,6 +19,7 @@ from kvstore.block import (
     HEADER_BYTES,
     FormatFault,
     Header,
+    Leaf,
     header_digest,
     leaf_digest,
     leaf_seeds,
@@ -41,6 +43,8 @@ from kvstore.transport.verify import LeafChecks, header_of
 THREADS = 2
 PARALLEL_BYTES = 4 << 20
 """Below this, starting a second thread costs more than it saves."""
+UNLOCKED_HASH_BYTES = 64 << 10
+"""xxhash gives up the interpreter lock for pieces longer than this."""
 
 
 class LocalTransport:
@@ -63,7 +67,8 @@ class LocalTransport:
         def read_one(index: int) -> None:
             outcomes[index] = self._read(cells[index])
 
-        _spread(len(cells), sum(cell.length for cell in cells), read_one, deadline)
+        pieces = [_piece_bytes(leaf) for cell in cells[:1] for leaf in cell.leaves]
+        _spread(len(cells), _shared_bytes(cells, pieces), read_one, deadline)
         return outcomes
 
     def write(self, cells: Sequence[CellWrite], deadline: Deadline) -> list[Written]:
@@ -73,7 +78,9 @@ class LocalTransport:
         def write_one(index: int) -> None:
             answers[index] = self._write(cells[index])
 
-        _spread(len(cells), sum(cell.length for cell in cells), write_one, deadline)
+        # The slot is what is hashed, and there a leaf is in one piece.
+        pieces = [leaf.nbytes for cell in cells[:1] for leaf in cell.leaves]
+        _spread(len(cells), _shared_bytes(cells, pieces), write_one, deadline)
         return answers
 
     def close(self) -> None:
@@ -126,7 +133,22 @@ def _deliver(read: CellRead, slot_bytes: Mapped) -> bool:
     return True
 
 
-def _spread(count: int, size_bytes: int, move: Callable[[int], None], deadline: Deadline) -> None:
+def _piece_bytes(leaf: Leaf) -> int:
+    """How much of a leaf is hashed at once."""
+    return leaf.nbytes if leaf.flags.c_contiguous else leaf.nbytes // len(leaf)
+
+
+def _shared_bytes(cells: Sequence[CellRead] | Sequence[CellWrite], pieces: Sequence[int]) -> int:
+    """How much there is to move that two threads could move side by side.
+
+    ``pieces`` are those of the first cell: the others are like it, but for a tail at the end.
+    """
+    if min(pieces, default=0) <= UNLOCKED_HASH_BYTES:
+        return 0
+    return sum(cell.length for cell in cells)
+
+
+def _spread(count: int, shared_bytes: int, move: Callable[[int], None], deadline: Deadline) -> None:
     """Call ``move`` for every index until the deadline, in as many threads as pay."""
     waiting = deque(range(count))
 
@@ -138,5 +160,5 @@ def _spread(count: int, size_bytes: int, move: Callable[[int], None], deadline: 
                 return
             move(index)
 
-    threads = min(count, THREADS) if size_bytes >= PARALLEL_BYTES else 1
+    threads = min(count, THREADS) if shared_bytes >= PARALLEL_BYTES else 1
     run_shares(threads, take_turns, waiting.clear)
