@@ -164,18 +164,23 @@ def _span_name(key: bytes) -> int:
 
 def _full_block_keys(
     root: bytes, ids: Tokens, size: int, extras: Mapping[int, bytes]
-) -> list[BlockKey]:
+) -> list[bytes]:
     """One hash per block, nothing else."""
-    data = memoryview(ids.tobytes())
-    step = size * 4
-    keys: list[BlockKey] = []
+    keys: list[bytes] = []
     parent = root
+    step = size * 4
+    data = memoryview(ids.tobytes())[: len(ids) // size * step]
+    if not extras:  # the hot loop of every look-up
+        for start in range(0, len(data), step):
+            parent = blake3(data[start : start + step], key=parent).digest()
+            keys.append(parent)
+        return keys
     for index in range(len(ids) // size):
         if extra := extras.get(index):
             parent = framed_key(parent, ids[index * size : (index + 1) * size], extra)
         else:
             parent = blake3(data[index * step : (index + 1) * step], key=parent).digest()
-        keys.append(BlockKey(parent))
+        keys.append(parent)
     return keys
 
 

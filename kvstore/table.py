@@ -1,15 +1,16 @@
 """The key table: which cell is in which slot, readable without asking anybody.
 
     file "table", beside the arena
-    | header, one page | slot records, 64 bytes each | buckets of 8 entries of 64 bytes |
+    | header, one page | slot records, 64 bytes each | buckets of 8 tags | buckets of 8 entries |
 
 The node is the only writer. Engines on the same host map the file read-only and find a whole
-prompt with one gather: an entry is in one of two buckets, and never moves.
+prompt with two gathers, of tags and of the entries that they name: an entry is in one of two
+buckets, and never moves. A bucket of tags is one cache line; entries are 64 bytes each.
 
-Publish: payload, cell header, slot record, entry last. Free: entry cleared, generation raised,
-then (after a while) the slot is used again. A reader compares whole keys, checks the entry's fold
-(64-byte entries can be seen torn), reads the cell, verifies it, and reads the generation again.
-All of that saves it work: what it may *believe* rests on the leaf digests alone.
+Publish: payload, cell header, slot record, entry, tag last. Free: tag and entry cleared, generation
+raised, then (after a while) the slot is used again. A reader compares whole keys, checks the
+entry's fold (64-byte entries can be seen torn), reads the cell, verifies it, and reads the
+generation again. All of that saves it work: what it may *believe* rests on the leaf digests alone.
 
 A generation is ``incarnation << 40 | counter``: never the same twice, also across restarts.
 Does not cover: space in the arena, who is evicted (``kvstore.tiers.host``).
@@ -93,12 +94,13 @@ ENTRY = np.dtype(
         ("fold", "<u4"),
     ]
 )
+TAG_BYTES = 8
 assert SLOT.itemsize == 64
 assert ENTRY.itemsize == 64
 
 # Powers of an odd number: small numbers in two words have no small common multiple under them.
 _FOLD = np.cumprod(np.full(15, 0x9E3779B1, np.uint32), dtype=np.uint32)
-_CELL_MIX = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F))
+_MIX = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F))
 
 Cells = npt.NDArray[np.uint8]
 Slots = npt.NDArray[np.uint32]
@@ -130,12 +132,16 @@ class KeyTable:
     def __init__(self, mapped: Mapped) -> None:
         self.header = mapped[: HEADER.itemsize].view(HEADER)[0]
         slots, buckets = int(self.header["slots"]), int(self.header["buckets"])
-        entries_start = HEADER_PAGE_BYTES + slots * SLOT.itemsize
-        self.slots = mapped[HEADER_PAGE_BYTES:entries_start].view(SLOT)
-        entries_stop = entries_start + buckets * WAYS * ENTRY.itemsize
-        self._words = mapped[entries_start:entries_stop].view("<u8").reshape(buckets, WAYS, 8)
-        self.entries = mapped[entries_start:entries_stop].view(ENTRY)
-        self._bucket_mask = np.uint64(buckets - 1)
+        tags_start = HEADER_PAGE_BYTES + slots * SLOT.itemsize
+        entries_start = tags_start + buckets * WAYS * TAG_BYTES
+        stop = _size_bytes(slots, buckets)
+        # Rows of eight words are gathered far faster than the same bytes as structures.
+        self._slot_words = mapped[HEADER_PAGE_BYTES:tags_start].view("<u8").reshape(slots, 8)
+        self._entry_words = mapped[entries_start:stop].view("<u8").reshape(buckets * WAYS, 8)
+        self.slots = mapped[HEADER_PAGE_BYTES:tags_start].view(SLOT)
+        self._tags = mapped[tags_start:entries_start].view("<u8").reshape(buckets, WAYS)
+        self.entries = mapped[entries_start:stop].view(ENTRY)
+        self._bucket_count = np.uint64(buckets)
 
     @classmethod
     def create(
@@ -143,8 +149,8 @@ class KeyTable:
     ) -> "KeyTable":
         """Make an empty table for ``slots`` slots."""
         path = folder / TABLE_FILE
-        buckets = 1 << max(1, int(slots / LOAD_MAX / WAYS)).bit_length()
-        size = HEADER_PAGE_BYTES + slots * SLOT.itemsize + buckets * WAYS * ENTRY.itemsize
+        buckets = int(slots / LOAD_MAX / WAYS) + 1
+        size = _size_bytes(slots, buckets)
         fs.create(path, size)
         fs.allocate(path, 0, size)
         mapped = fs.map(path, writable=True)
@@ -178,8 +184,8 @@ class KeyTable:
                 "discard it with `samovar down --purge`"
             )
         slots, buckets = int(header["slots"]), int(header["buckets"])
-        expected = HEADER_PAGE_BYTES + slots * SLOT.itemsize + buckets * WAYS * ENTRY.itemsize
-        if size != expected or buckets < 1 or buckets & (buckets - 1):
+        expected = _size_bytes(slots, buckets)
+        if size != expected or buckets < 1:
             raise StateError(f"{path} is torn: {size} bytes where {expected} were written")
         return cls(mapped)
 
@@ -188,12 +194,17 @@ class KeyTable:
         """16 bytes that name this arena and no other."""
         return bytes(self.header["store_id"])
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all sections."""
+        return self.slots.nbytes + self._tags.nbytes + self.entries.nbytes
+
     def find(self, keys: Keys, cells: Cells) -> Found:
         """Look up many cells at once. A cell that is being written is not found."""
         held, rows = self._gather(keys, cells)
         held &= (_fold(rows) == rows["fold"]) & (rows["slot"] < len(self.slots))
         slots = np.where(held, rows["slot"], 0).astype(np.uint32)
-        records = self.slots[slots]
+        records = self._slot_words[slots].view(SLOT)[:, 0]
         held &= records["generation"] == rows["generation"]
         held &= records["state"] == SlotState.COMMITTED
         return Found(
@@ -217,30 +228,30 @@ class KeyTable:
     def insert(self, key: bytes, slot: int, header_digest: int) -> bool:
         """Publish a slot whose record is complete; ``False`` if both its buckets are full."""
         record = self.slots[slot]
-        keys = np.frombuffer(key, np.uint8).reshape(1, KEY_BYTES)
-        buckets = self._buckets(keys.view("<u8"), np.array([record["cell"]], np.uint8))
-        free = [(self._free_ways(int(bucket[0])), int(bucket[0])) for bucket in buckets]
+        words, cells = _one(key, int(record["cell"]))
+        first, second = (int(bucket[0]) for bucket in self._buckets(words, cells))
+        free = [(np.flatnonzero(self._tags[bucket] == 0), bucket) for bucket in (first, second)]
         ways, bucket = max(free, key=lambda pair: len(pair[0]))
-        if not ways:
+        if not len(ways):
             return False
         row = np.zeros(1, ENTRY)
-        row["key"] = keys.view("<u8")
+        row["key"] = words
         row["generation"] = record["generation"]
         row["header_digest"] = header_digest
         row["slot"] = slot
         row["length"] = record["length"]
         row["cell"] = record["cell"]
         row["fold"] = _fold(row)
-        at = bucket * WAYS + ways[0]
-        record["entry"] = at
+        way = int(ways[0])
+        record["entry"] = bucket * WAYS + way
         record["state"] = SlotState.COMMITTED
-        self.entries[at] = row[0]
+        self.entries[bucket * WAYS + way] = row[0]
+        self._tags[bucket, way] = _tags(words, cells)[0]
         return True
 
     def rivals(self, key: bytes, cell: int) -> list[int]:
         """The slots whose entries fill the two buckets where (key, cell) would go."""
-        keys = np.frombuffer(key, np.uint8).reshape(1, KEY_BYTES)
-        pair = self._buckets(keys.view("<u8"), np.array([cell], np.uint8))
+        pair = self._buckets(*_one(key, cell))
         rows = [self.entries[int(b[0]) * WAYS : (int(b[0]) + 1) * WAYS] for b in pair]
         return [int(row["slot"]) for bucket in rows for row in bucket if row["generation"]]
 
@@ -248,7 +259,9 @@ class KeyTable:
         """Make a slot's entry invisible."""
         record = self.slots[slot]
         if int(record["entry"]) != NO_ENTRY:
-            self._words[int(record["entry"]) // WAYS, int(record["entry"]) % WAYS] = 0
+            at = int(record["entry"])
+            self._tags[at // WAYS, at % WAYS] = 0
+            self.entries[at] = np.zeros((), ENTRY)
             record["entry"] = NO_ENTRY
 
     def key_of(self, slot: int) -> bytes:
@@ -273,9 +286,13 @@ class KeyTable:
 
     def keep_only(self, slots: Slots) -> None:
         """Clear every entry but those of ``slots``."""
+        kept = self.slots["entry"][slots]
         stray = np.ones(len(self.entries), np.bool_)
-        stray[self.slots["entry"][slots]] = False
+        stray[kept] = False
+        tags = self._tags.reshape(-1)
+        tags[stray] = 0
         self.entries[stray] = np.zeros((), ENTRY)
+        tags[kept] = _tags(self.entries["key"][kept], self.entries["cell"][kept])
 
     def _gather(
         self, keys: Keys, cells: Cells
@@ -286,26 +303,37 @@ class KeyTable:
         """
         words = np.ascontiguousarray(keys).view("<u8")
         buckets = np.stack(self._buckets(words, cells), axis=1)
-        rows = self._words[buckets].reshape(len(keys), 2 * WAYS, 8)
-        same = rows[:, :, 0] == words[:, 0:1]
-        for word in range(1, 4):
-            same &= rows[:, :, word] == words[:, word : word + 1]
-        # The entry's last word is cell and fold; its low half is the cell.
-        same &= (rows[:, :, 7] & np.uint64(0xFFFFFFFF)) == cells[:, None]
-        chosen = rows[np.arange(len(keys)), same.argmax(axis=1)]
-        return same.any(axis=1), chosen.view(ENTRY).reshape(-1)
+        same = self._tags[buckets].reshape(-1, 2 * WAYS) == _tags(words, cells)[:, None]
+        way = same.argmax(axis=1)
+        bucket = buckets[np.arange(len(keys)), way // WAYS]
+        rows = self._entry_words[bucket.astype(np.intp) * WAYS + way % WAYS].view(ENTRY)[:, 0]
+        held = same.any(axis=1) & (rows["cell"] == cells) & (rows["key"] == words).all(axis=1)
+        return held, rows
 
     def _buckets(
         self, words: npt.NDArray[np.uint64], cells: Cells
     ) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
         wide = cells.astype(np.uint64)
-        first = (words[:, 0] + wide * _CELL_MIX[0]) & self._bucket_mask
-        second = (words[:, 1] + wide * _CELL_MIX[1]) & self._bucket_mask
-        return first, second
+        first, second = words[:, 0] + wide * _MIX[0], words[:, 1] + wide * _MIX[1]
+        half = np.uint64(32)
+        count = self._bucket_count
+        return ((first >> half) * count) >> half, ((second >> half) * count) >> half
 
-    def _free_ways(self, bucket: int) -> list[int]:
-        rows = self.entries[bucket * WAYS : (bucket + 1) * WAYS]
-        return np.flatnonzero(rows["generation"] == 0).tolist()
+
+def _size_bytes(slots: int, buckets: int) -> int:
+    """Bytes of a whole table."""
+    return HEADER_PAGE_BYTES + slots * SLOT.itemsize + buckets * WAYS * (TAG_BYTES + ENTRY.itemsize)
+
+
+def _one(key: bytes, cell: int) -> tuple[npt.NDArray[np.uint64], Cells]:
+    """A single (key, cell) in packed form."""
+    return np.frombuffer(key, "<u8").reshape(1, -1), np.array([cell], np.uint8)
+
+
+def _tags(words: npt.NDArray[np.uint64], cells: npt.NDArray[np.integer]) -> npt.NDArray[np.uint64]:
+    """What an entry is recognised by before it is read; never 0, which is a free way."""
+    mixed: npt.NDArray[np.uint64] = words[:, 2] ^ (cells.astype(np.uint64) * _MIX[0])
+    return mixed | np.uint64(1)
 
 
 def _fold(rows: npt.NDArray[np.void]) -> npt.NDArray[np.uint32]:

@@ -11,6 +11,7 @@ of the slots is said in ``kvstore.tiers.adoption``.
 """
 
 import logging
+from array import array
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -80,7 +81,7 @@ class HostTier:
         self._space = Space(arena, table.header)
         self._policy = TailFirstLru(len(table.slots))
         self._pins = np.zeros(len(table.slots), np.uint32)
-        self._unused = list(range(len(table.slots) - 1, -1, -1))
+        self._unused = array("I", range(len(table.slots) - 1, -1, -1))
         self._writing: dict[tuple[bytes, int], int] = {}
         self._reserved_keys: dict[int, bytes] = {}
         self._quarantine: deque[tuple[float, int]] = deque()
@@ -126,7 +127,8 @@ class HostTier:
             tier._space.free(start, length)
         records = left.table.slots
         tier._policy.enter(left.held, records["depth"][left.held], records["stamp"][left.held])
-        tier._unused = np.flatnonzero(records["state"] == SlotState.UNUSED)[::-1].tolist()
+        unused = np.flatnonzero(records["state"] == SlotState.UNUSED)[::-1]
+        tier._unused = array("I", unused.tolist())
         tier.stats.held_cells = tier.stats.adopted = len(left.held)
         tier.stats.held_bytes = int(records["size_bytes"][left.held].sum())
         tier._sweep_retired()
@@ -296,8 +298,10 @@ class HostTier:
     def metadata_bytes(self) -> int:
         """Memory for bookkeeping, payload and headers not counted."""
         table = self.table
-        return int(table.slots.nbytes + table.entries.nbytes + self._pins.nbytes) + (
-            self._policy.metadata_bytes() + 8 * len(self._unused)
+        return (
+            table.nbytes
+            + int(self._pins.nbytes)
+            + (self._policy.metadata_bytes() + self._unused.itemsize * len(self._unused))
         )
 
     def _allocate(self, size: int) -> int | None:
