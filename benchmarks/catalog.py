@@ -48,6 +48,7 @@ ROWS = (
         "look-up of a 100k-token prompt: <= 1.25 of only hashing it; <= 0.3 us per key probed",
         "5 s",
     ),
+    Row("arena_fill", "blocks of several sizes share the arena: >= 0.95 of it holds blocks", "2 s"),
     Row("node_metadata_bytes", "bookkeeping per block held: <= 400 bytes", "20 s"),
     Row(
         "cross_node_get",
