@@ -15,7 +15,7 @@ from benchmarks.__main__ import main
 from benchmarks.figure import Budget, Figure, Sense, Skip, beside_limit
 from benchmarks.measure import Pairs, Run, paired
 
-CHEAP = ("same_node_get", "same_node_put", "lookup_100k", "node_metadata_bytes")
+CHEAP = ("same_node_get", "same_node_put", "lookup_100k", "arena_fill", "node_metadata_bytes")
 ENGINE = ("ttft_warm_vs_cold", "ttft_vs_own_cache", "connector_cold_cost")
 PROMISED = {*CHEAP, *ENGINE, "cross_node_get", "node_death_detection_s"}
 
