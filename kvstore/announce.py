@@ -132,11 +132,6 @@ class Announcer:
         self._superseded = False
 
     @property
-    def superseded(self) -> bool:
-        """Whether a home knows a later life of this node; there is nothing more to say then."""
-        return self._superseded
-
-    @property
     def homes(self) -> tuple[NodeInfo, ...]:
         """All homes there are, this node among them."""
         return tuple(stream.home for stream in self._streams.values())

@@ -132,10 +132,6 @@ class Grid:
             raise GeometryError(f"mask {mask:#x} names no cell, or one outside the grid")
         return tuple(cell for cell in self.cells if mask >> cell.index & 1)
 
-    def leaf_shape(self, cell: Cell, layer: int, tokens: int) -> tuple[int, int, int]:
-        """``(heads, tokens, row_bytes)`` of one leaf."""
-        return len(cell.heads), tokens, self.row_bytes[layer]
-
     def cell_bytes(self, index: int, tokens: int) -> int:
         """Payload bytes of cell ``index`` of a block of ``tokens`` tokens."""
         cell = self.cells[index]

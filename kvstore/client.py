@@ -18,6 +18,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -136,10 +137,7 @@ class Samovar:
         """
         self._check()
         deadline = Deadline.after(self._clock, GET_DEADLINE_S if deadline_s is None else deadline_s)
-        fetched = reading.read(plan, rows, self._routes, self._workers, deadline)
-        if fetched.by_source["local"]:
-            self._workers.submit(self._touch_quietly, plan)
-        return fetched
+        return reading.read(plan, rows, self._routes, self._workers, deadline)
 
     def put(
         self,
@@ -179,7 +177,10 @@ class Samovar:
     def touch(self, plan: Plan) -> None:
         """Say that a planned prefix was used, however the engine came by it."""
         self._check()
-        self._touch_quietly(plan)
+        if not plan.blocks:
+            return
+        with suppress(UnavailableError):  # one that is lost costs a little LRU order, nothing else
+            self._routes.write_route().access.touch(plan.keys, plan.mask)
 
     def stats(self) -> NodeStats:
         """What the node that this client writes to holds; raises ``UnavailableError``."""
@@ -215,11 +216,3 @@ class Samovar:
             )
         if self._closed:
             raise UsageError("this client is closed: open another one")
-
-    def _touch_quietly(self, plan: Plan) -> None:
-        if not plan.blocks:
-            return
-        try:
-            self._routes.write_route().access.touch(plan.keys, plan.mask)
-        except UnavailableError:
-            return  # a touch that is lost costs a little LRU order, nothing else

@@ -31,7 +31,6 @@ def _whole_path(path: Path) -> Path:
 
 WholePath = Annotated[Path, AfterValidator(_whole_path)]
 Port = Annotated[int, Field(ge=0, le=65535)]
-Seconds = Annotated[float, Field(gt=0)]
 
 Name = Annotated[
     str,
@@ -77,22 +76,8 @@ class ClusterConfig(Settings):
     nodes: Annotated[
         int, Field(ge=1, le=64, description="Storage nodes that `up` starts on this machine.")
     ] = 1
-    block_tokens: Annotated[
-        int,
-        Field(
-            ge=16,
-            le=1024,
-            description="Tokens per block, a power of two; one value for the whole tier.",
-        ),
-    ] = 64
     state_folder: StateFolder
     log_level: LogLevel = "info"
-
-    @model_validator(mode="after")
-    def _blocks_are_powers_of_two(self) -> Self:
-        if self.block_tokens.bit_count() != 1:
-            raise ValueError(f"block_tokens is {self.block_tokens}; use 16, 32, 64, 128, ... 1024")
-        return self
 
 
 class NodeConfig(Settings):
@@ -126,18 +111,6 @@ class NodeConfig(Settings):
         ),
     ] = False
     host_id: HostId = None
-    default_ttl_s: Annotated[
-        float,
-        Field(ge=0, description="Life of a block whose writer names none; 0 is until evicted."),
-    ] = 0.0
-    session_dead_s: Annotated[
-        Seconds,
-        Field(description="Silence after which a client's reservations and leases are ended."),
-    ] = 2.0
-    heartbeat_interval_s: Annotated[
-        Seconds,
-        Field(description="Time between heartbeats to other nodes; three missed make a suspect."),
-    ] = 0.5
     log_level: LogLevel = "info"
 
     @model_validator(mode="after")
@@ -150,45 +123,7 @@ class NodeConfig(Settings):
         )
 
 
-class ClientConfig(Settings):
-    """One client of a running tier, inside an inference worker."""
-
-    address: Annotated[
-        str,
-        Field(
-            pattern=r"^(\[[0-9A-Fa-f:.]+\]|[^\[\]:/\s]+):\d{1,5}$",
-            description="`host:port` of any node of the tier.",
-        ),
-        Unset("asked for"),
-    ]
-    token_file: TokenFile = None
-    host_id: HostId = None
-    get_deadline_s: Annotated[
-        Seconds,
-        Field(description="Time a fetch may take; what is not there by then counts as a miss."),
-    ] = 5.0
-    lease_s: Annotated[
-        Seconds,
-        Field(
-            description="How long an owner keeps blocks in place for a reader; longer than "
-            "`get_deadline_s`."
-        ),
-    ] = 10.0
-    bulk_connections: Annotated[
-        int, Field(ge=1, le=16, description="Connections for bytes to each remote node.")
-    ] = 2
-
-    @model_validator(mode="after")
-    def _leases_outlast_fetches(self) -> Self:
-        if self.lease_s <= self.get_deadline_s:
-            raise ValueError(
-                f"lease_s {self.lease_s:g} must be longer than get_deadline_s "
-                f"{self.get_deadline_s:g}"
-            )
-        return self
-
-
-ROLES: tuple[type[Settings], ...] = (ClusterConfig, NodeConfig, ClientConfig)
+ROLES: tuple[type[Settings], ...] = (ClusterConfig, NodeConfig)
 
 
 def is_loopback(host: str) -> bool:

@@ -10,7 +10,7 @@ A read never raises for what a node, disk or network does: it delivers less, and
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -56,11 +56,17 @@ def read(
     reading = _Reading(plan, cut, routes, workers, deadline, delivered)
     nodes = np.unique(plan.nodes).tolist()
     futures = [workers.submit(_read_from, reading, node) for node in nodes if node != OWN_NODE]
-    if OWN_NODE in nodes:
-        _read_own(reading)
+    try:
+        if OWN_NODE in nodes:
+            _read_own(reading)
+    finally:
+        wait(futures)  # whatever happens, nobody may write into the rows any more
     for future in futures:
         future.result()
-    return _fetched(plan, delivered)
+    fetched = _fetched(plan, delivered)
+    if fetched.by_source["local"]:
+        _behind(reading, lambda: routes.access(OWN_NODE).touch(plan.keys, plan.mask))
+    return fetched
 
 
 def _read_own(reading: _Reading) -> None:

@@ -73,11 +73,6 @@ class Layout:
         """Bytes of one token's K and V of one head."""
         return (self.k_width + self.v_width) * ITEM_BYTES[self.dtype]
 
-    @property
-    def token_bytes(self) -> int:
-        """Bytes of one token in all layers and heads."""
-        return self.layers * self.kv_heads * self.row_bytes
-
 
 def layout_of(config: ModelConfig, dtype: str) -> Layout:
     """The layout of ``config``'s KV in ``dtype``; raises ``UsageError`` if it can't be cached."""

@@ -308,5 +308,4 @@ def test_a_superseded_sender_falls_silent() -> None:
     answer = world.step(0)
     assert answer is not None
     assert answer.reception is Reception.STALE
-    assert world.announcer.superseded
     assert world.announcer.message_for(0) is None

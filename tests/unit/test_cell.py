@@ -30,7 +30,7 @@ def test_cells_cover_everything_once(grid: Grid, tokens: int) -> None:
     total = sum(grid.cell_bytes(cell.index, tokens) for cell in grid.cells)
     assert total == sum(grid.row_bytes) * grid.kv_heads * tokens
     for cell in grid.cells:
-        shapes = [grid.leaf_shape(cell, layer, tokens) for layer in cell.layers]
+        shapes = [(len(cell.heads), tokens, grid.row_bytes[layer]) for layer in cell.layers]
         assert sum(h * t * r for h, t, r in shapes) == grid.cell_bytes(cell.index, tokens)
 
 

@@ -133,6 +133,17 @@ def test_expired_blocks_are_a_miss(tier: Samovar, clock: ManualClock) -> None:
     assert got(tier, PROMPT)[0] == 0
 
 
+def test_what_was_read_lives_longer_than_what_was_not(tier: Samovar) -> None:
+    tier.put(NAMESPACE, PROMPT, Rows(100, seed=1))
+    tier.put(NAMESPACE, [0, *PROMPT], Rows(101, seed=2))
+    for seed in range(2, 60):
+        assert got(tier, PROMPT)[0] == 96
+        tier.touch(tier.longest_prefix(NAMESPACE, PROMPT))
+        tier.put(NAMESPACE, [seed, *PROMPT], Rows(101, seed=seed))
+    assert got(tier, PROMPT)[0] == 96
+    assert got(tier, [0, *PROMPT])[0] == 0
+
+
 def test_a_full_tier_keeps_the_newest_prompts(tier: Samovar) -> None:
     prompts = [[seed, *PROMPT] for seed in range(60)]
     for prompt in prompts:
@@ -154,6 +165,12 @@ def test_a_plan_that_was_evicted_meanwhile_delivers_less(tier: Samovar) -> None:
     fetched = tier.get_into(plan, Rows(100))
     assert fetched.tokens == 0
     assert fetched.failures == {"GONE": 12}
+
+
+def test_a_read_under_a_closing_client_still_answers(tier: Samovar) -> None:
+    tier.put(NAMESPACE, PROMPT, Rows(100, seed=1))
+    tier._workers.shutdown()
+    assert got(tier, PROMPT)[0] == 96
 
 
 @pytest.mark.parametrize(
