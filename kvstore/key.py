@@ -141,13 +141,15 @@ class Chain:
 
     def spans(self, indexes: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
         """``span`` of many blocks, uint64 ``[n]``."""
-        starts = indexes * self.block_tokens
-        # The exponent of an integer as a float is its number of bits.
-        powers = np.left_shift(np.int64(1), np.maximum(np.frexp(starts)[1] - 1, 0))
-        heads = np.where(starts < SPAN_FIRST_TOKENS, 0, powers // self.block_tokens)
-        distinct, of_head = np.unique(heads, return_inverse=True)
-        names = np.array([self.span(head) for head in distinct.tolist()], np.uint64)
-        return names[of_head]
+        if not len(indexes):
+            return np.empty(0, np.uint64)
+        heads = [0]
+        after, last = SPAN_FIRST_TOKENS, int(indexes.max()) * self.block_tokens
+        while after <= last:
+            heads.append(-(-after // self.block_tokens))
+            after *= 2
+        names = np.array([self.span(head) for head in heads], np.uint64)
+        return names[np.searchsorted(heads, indexes, "right") - 1]
 
 
 def span_head(index: int, block_tokens: int) -> int:
@@ -166,20 +168,16 @@ def _full_block_keys(
     root: bytes, ids: Tokens, size: int, extras: Mapping[int, bytes]
 ) -> list[bytes]:
     """One hash per block, nothing else."""
-    keys: list[bytes] = []
     parent = root
-    step = size * 4
-    data = memoryview(ids.tobytes())[: len(ids) // size * step]
+    messages = struct.iter_unpack(f"{size * 4}s", ids[: len(ids) // size * size].tobytes())
     if not extras:  # the hot loop of every look-up
-        for start in range(0, len(data), step):
-            parent = blake3(data[start : start + step], key=parent).digest()
-            keys.append(parent)
-        return keys
-    for index in range(len(ids) // size):
+        return [parent := blake3(message, key=parent).digest() for (message,) in messages]
+    keys: list[bytes] = []
+    for index, (message,) in enumerate(messages):
         if extra := extras.get(index):
             parent = framed_key(parent, ids[index * size : (index + 1) * size], extra)
         else:
-            parent = blake3(data[index * step : (index + 1) * step], key=parent).digest()
+            parent = blake3(message, key=parent).digest()
         keys.append(parent)
     return keys
 

@@ -42,14 +42,13 @@ class Candidates:
     def of(cls, chain: Chain) -> "Candidates":
         """The candidates of a prompt."""
         size = chain.block_tokens
-        boundaries = sorted(chain.tails)
-        tails = np.frombuffer(b"".join(chain.tails[b] for b in boundaries), np.uint8)
-        indexes = [*range(chain.blocks), *(b // size for b in boundaries)]
-        stops = [*range(size, (chain.blocks + 1) * size, size), *boundaries]
+        tails = np.frombuffer(b"".join(chain.tails[b] for b in sorted(chain.tails)), np.uint8)
+        boundaries = np.array(sorted(chain.tails), np.int64)
+        full = np.arange(chain.blocks)
         return cls(
             keys=np.concatenate([chain.keys, tails.reshape(-1, KEY_BYTES)]),
-            indexes=np.array(indexes, np.int64),
-            stops=np.array(stops, np.int64),
+            indexes=np.concatenate([full, boundaries // size]),
+            stops=np.concatenate([(full + 1) * size, boundaries]),
             full=chain.blocks,
         )
 
