@@ -1,7 +1,8 @@
-# Samovar: every target sets up .venv first, when pyproject.toml, constraints.txt or proto/ changed.
+# Samovar: every target sets up .venv first, when what it is made from changed.
 #
 #   make demo        a cold prompt on one worker, the warm answer on another
 #   make test        the fast tests;  make test-all  every test
+#   make test-oldest the engine's tests with the oldest versions that pyproject.toml allows
 #   make bench       one row per claim, each beside its limit
 #   make lint        ruff, formatting, types;  make format  puts the formatting right
 #   make clean       removes .venv and caches
@@ -13,15 +14,18 @@
 
 PYTHON ?= python3
 TORCH_INDEX ?=
+# What test-oldest runs with: the oldest in range, 2.6.0, has its CPU build on PyTorch's index only.
+TORCH ?= 2.13.0
 ARGS ?=
 
 VENV := .venv
+OLDEST := .venv-oldest
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-PROTOS := $(wildcard proto/*.py proto/kvstore/rpc/*.proto)
+MADE_FROM := hatch_build.py $(wildcard proto/*.py proto/kvstore/rpc/*.proto native/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all bench lint format docs clean
+.PHONY: help setup demo test test-all test-oldest bench lint format docs clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -30,7 +34,7 @@ setup: $(READY)
 
 # The constraints go in with -c and not through the environment: there they would also reach the
 # isolated build of the package itself, which needs another protobuf than it runs with.
-$(READY): pyproject.toml constraints.txt $(PROTOS)
+$(READY): pyproject.toml constraints.txt $(MADE_FROM)
 	@echo "==> Setting up $(VENV) (the first time: a few minutes, most of them for torch)"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Samovar needs Python 3.11 or newer: make PYTHON=python3.12")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -49,6 +53,16 @@ test: $(READY)
 test-all: $(READY)
 	@$(BIN)/python -m pytest $(ARGS)
 
+test-oldest: $(OLDEST)/.ready
+	@$(OLDEST)/bin/python -m pytest tests/engine tests/unit/worker $(ARGS)
+
+$(OLDEST)/.ready: pyproject.toml constraints-oldest.txt $(MADE_FROM)
+	@test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
+	@$(OLDEST)/bin/python -m pip install --disable-pip-version-check \
+		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) \
+		-c constraints-oldest.txt -e '.[engine]' torch==$(TORCH) 'pytest>=9.0' 'hypothesis>=6.100'
+	@touch $@
+
 bench: $(READY)
 	@$(BIN)/python -m benchmarks $(ARGS)
 
@@ -65,4 +79,4 @@ docs: $(READY)
 	@$(BIN)/python -m kvstore.config > docs/config.md
 
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) $(OLDEST) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist

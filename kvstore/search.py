@@ -68,7 +68,7 @@ def longest_prefix(
     shape = (len(candidates.keys), len(cells))
     nodes = np.where(found.held.reshape(shape), OWN_NODE, _NOWHERE).astype(np.int32)
     hole = _leading(nodes[: candidates.full])
-    asked = np.flatnonzero((candidates.indexes >= hole) & (nodes == _NOWHERE).any(axis=1))
+    asked = np.flatnonzero((candidates.indexes >= hole) & ~_whole(nodes))
     if locate is not None and len(asked):
         spans = chain.spans(candidates.indexes[asked])
         _assign(nodes, asked, cells, locate(candidates.keys[asked], spans))
@@ -103,9 +103,16 @@ def _find_own(
     return found
 
 
+def _whole(nodes: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
+    """Which rows have every cell somewhere."""
+    # By columns: there are few of them, and a reduction over short rows is slow.
+    whole: npt.NDArray[np.bool_] = np.logical_and.reduce(nodes.T != _NOWHERE)
+    return whole
+
+
 def _leading(nodes: npt.NDArray[np.int32]) -> int:
     """How many leading rows have every cell somewhere."""
-    whole = (nodes != _NOWHERE).all(axis=1)
+    whole = _whole(nodes)
     return len(whole) if bool(whole.all()) else int(whole.argmin())
 
 
@@ -134,6 +141,6 @@ def _prefix_rows(candidates: Candidates, nodes: npt.NDArray[np.int32]) -> npt.ND
     """The leading whole blocks, and the longest whole tail that follows them."""
     warm = _leading(nodes[: candidates.full])
     tails = np.arange(candidates.full, len(candidates.keys))
-    fits = (candidates.indexes[tails] == warm) & (nodes[tails] != _NOWHERE).all(axis=1)
+    fits = (candidates.indexes[tails] == warm) & _whole(nodes[tails])
     following = tails[fits]
     return np.concatenate([np.arange(warm), following[-1:]]).astype(np.intp)

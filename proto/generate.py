@@ -1,8 +1,8 @@
 """Generates the gRPC stubs in `kvstore/rpc/` from the contract in `proto/`.
 
-One file, two uses: the build hook of every wheel and editable install, and a script for whoever
-changes a `.proto` (`python proto/generate.py`, with hatchling and grpcio-tools 1.76.0 installed;
-`make` does it through an install).
+One file, two uses: a step of every wheel and editable install (`hatch_build.py`), and a script for
+whoever changes a `.proto` (`python proto/generate.py`, with grpcio-tools 1.76.0 installed; `make`
+does it through an install).
 
 The path below `proto/` mirrors the package, so protoc writes `from kvstore.rpc import ...` and
 nothing has to be patched. The stubs are git-ignored: there is no copy that could drift.
@@ -11,24 +11,13 @@ nothing has to be patched. The stubs are git-ignored: there is no copy that coul
 import tempfile
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 from grpc_tools import protoc
-from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = Path("kvstore/rpc")
 #: The first line of every stub. mypy knows no pattern for `*_pb2` in its own settings.
 UNTYPED = b"# mypy: ignore-errors\n"
-
-
-class GenerateStubs(BuildHookInterface[Any]):
-    """What hatchling calls before it collects the files of a wheel, editable ones included."""
-
-    PLUGIN_NAME = "custom"
-
-    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        generate(ROOT)
 
 
 def generate(root: Path) -> list[Path]:

@@ -40,16 +40,16 @@ class Import:
 
 @cache
 def project_files() -> tuple[Path, ...]:
-    """Every file that is or would be committed; all of them where there is no git."""
+    """Every file that is or would be committed, but for what others wrote and generators make."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if listed.returncode == 0:
         paths = [ROOT / name for name in listed.stdout.split("\0") if name]
     else:
-        folders = ("kvstore", "worker", "proto", "tests", "benchmarks", "docs", "deploy")
+        folders = ("kvstore", "worker", "proto", "native", "tests", "benchmarks", "docs", "deploy")
         paths = [path for folder in folders for path in (ROOT / folder).rglob("*")]
-    generated = re.compile(r"_pb2(_grpc)?\.pyi?$|/__pycache__/")
-    return tuple(sorted(p for p in paths if p.is_file() and not generated.search(str(p))))
+    foreign = re.compile(r"_pb2(_grpc)?\.pyi?$|/__pycache__/|/native/xxhash\.h$")
+    return tuple(sorted(p for p in paths if p.is_file() and not foreign.search(str(p))))
 
 
 @cache

@@ -21,9 +21,11 @@ from typing import Protocol
 
 import numpy as np
 
-from kvstore.block import Leaf
+from kvstore.block import Header, Leaf
 from kvstore.clock import Deadline
 from kvstore.errors import GeometryError
+
+_BYTE = np.dtype(np.uint8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,12 @@ class CellWrite:
         """Payload bytes."""
         return sum(leaf.nbytes for leaf in self.leaves)
 
+    def header(self, leaf_digests: tuple[int, ...]) -> Header:
+        """What stands before the payload."""
+        return Header(
+            self.key, self.cell, self.tokens, self.length, self.depth, self.span, leaf_digests
+        )
+
 
 class ReadOutcome(IntEnum):
     """What became of one read. Unless VERIFIED, what is in its leaves is undefined."""
@@ -70,6 +78,8 @@ class ReadOutcome(IntEnum):
     """The bytes that were delivered are not those of the cell."""
     FAILED = 4
     """The node did not deliver in time."""
+    REFUSED = 5
+    """The node did not lease it: it knows no such session, or the session has too much already."""
 
 
 class WriteOutcome(IntEnum):
@@ -118,7 +128,7 @@ def check_leaves(cells: Sequence[CellRead] | Sequence[CellWrite]) -> None:
     """Raise ``GeometryError`` for leaves that a transport could not fill as it promises."""
     for cell in cells:
         for leaf in cell.leaves:
-            if leaf.ndim != 3 or leaf.dtype != np.uint8 or leaf.strides[1:] != (leaf.shape[2], 1):
+            if leaf.ndim != 3 or leaf.dtype != _BYTE or leaf.strides[1:] != (leaf.shape[2], 1):
                 raise GeometryError(
                     "a leaf must be uint8 [heads, tokens, row_bytes] with each head contiguous, "
                     f"got {leaf.dtype} {leaf.shape} with strides {leaf.strides}"

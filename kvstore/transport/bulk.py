@@ -20,6 +20,7 @@ from pathlib import Path
 from kvstore.clock import SystemClock
 from kvstore.errors import SamovarError
 from kvstore.fs import LinuxFileSystem
+from kvstore.secret import read_secret
 from kvstore.transport.bulk_server import BulkServer
 from kvstore.transport.mapped import MappedNode
 
@@ -41,7 +42,8 @@ def main() -> int:
         return 1  # it ended before we looked, and its number is somebody else's by now
     os.nice(NICENESS)
     try:
-        token = arguments.token_file.read_bytes().strip() if arguments.token_file else None
+        secret = read_secret(arguments.token_file)
+        token = None if secret is None else secret.encode()
         node = MappedNode.map(LinuxFileSystem(), arguments.folder)
         listener = _listen(arguments.host, arguments.port)
     except (SamovarError, OSError) as fault:
@@ -57,8 +59,12 @@ def main() -> int:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, port), family=family)
+    if ":" not in host:
+        return socket.create_server((host, port))
+    # "::" is every address, IPv4 ones too, as it is for the control port.
+    both = socket.has_dualstack_ipv6()
+    address = (host.strip("[]"), port)
+    return socket.create_server(address, family=socket.AF_INET6, dualstack_ipv6=both)
 
 
 def _serve(server: BulkServer, listener: socket.socket, parent: int) -> None:

@@ -19,17 +19,19 @@ from kvstore.block import (
     HEADER_BYTES,
     FormatFault,
     Header,
-    leaf_digest,
     leaf_seeds,
     parse_header,
+    payload_leaves,
 )
 from kvstore.clock import Clock, Deadline
 from kvstore.fs import Mapped
+from kvstore.leaves import Digests, digests
 from kvstore.table import SlotState
 from kvstore.transport import frame
 from kvstore.transport.frame import Asked, BadFrame, Kind, Offered, Status, Verdict
 from kvstore.transport.mapped import MappedNode, write_header
-from kvstore.transport.wire import Wire
+from kvstore.transport.shares import runs
+from kvstore.transport.wire import HOT_BYTES, Wire
 
 log = logging.getLogger(__name__)
 
@@ -132,17 +134,16 @@ class BulkServer:
         slot = self._reserved(offer)
         if slot is None:
             raise BadFrame("the reservation ended while its cell was on the way")
-        seeds = leaf_seeds(offer.key, offer.cell, len(offer.leaf_bytes))
-        digests = []
-        start = HEADER_BYTES
-        for seed, size_bytes in zip(seeds, offer.leaf_bytes, strict=True):
-            leaf = slot[start : start + size_bytes].reshape(1, 1, size_bytes)
-            wire.receive_leaves([leaf])
-            digests.append(leaf_digest(leaf, seed))
-            start += size_bytes
+        sizes = [(1, 1, size_bytes) for size_bytes in offer.leaf_bytes]
+        leaves = payload_leaves(slot[HEADER_BYTES:], sizes)
+        seeds = leaf_seeds(offer.key, offer.cell, len(leaves))
+        found: list[int] = []
+        for part in runs(offer.leaf_bytes, HOT_BYTES):
+            wire.receive_leaves(leaves[part])
+            found += digests(leaves[part], seeds[part])
         header_bytes, digest = frame.unpack_headed(wire.receive(frame.HEADED.size))
         packed = wire.receive(header_bytes)
-        if not _describes(parse_header(packed, digest), offer, digests):
+        if not _describes(parse_header(packed, digest), offer, tuple(found)):
             return Status.CORRUPT
         write_header(slot, packed)
         return Status.GOOD
@@ -160,8 +161,8 @@ def _receive_offer(wire: Wire) -> Offered:
     return frame.unpack_offered(packed, sizes)
 
 
-def _describes(header: Header | FormatFault, offer: Offered, digests: list[int]) -> bool:
+def _describes(header: Header | FormatFault, offer: Offered, arrived: Digests) -> bool:
     if isinstance(header, FormatFault):
         return False
-    said = (header.key, header.cell, header.payload_bytes, list(header.leaf_digests))
-    return said == (offer.key, offer.cell, offer.length, digests)
+    said = (header.key, header.cell, header.payload_bytes, header.leaf_digests)
+    return said == (offer.key, offer.cell, offer.length, arrived)

@@ -35,14 +35,12 @@ class MappedNode:
 
         Leaves retired offsets out: touching them would bring their memory back.
         """
-        records = self._table.slots
-        retired = records[records["state"] == SlotState.RETIRED]
-        holes = sorted(zip(retired["offset"].tolist(), retired["size_bytes"].tolist(), strict=True))
+        frontier = int(self._table.header["frontier"])
         position = 0
-        for offset, size_bytes in [*holes, (int(self._table.header["frontier"]), 0)]:
-            for start in range(position, offset, POPULATE_BYTES):
-                self._arena.populate(start, min(POPULATE_BYTES, offset - start))
-            position = offset + size_bytes
+        for hole, stop in [*self._table.retired_ranges(), (frontier, frontier)]:
+            for start in range(position, hole, POPULATE_BYTES):
+                self._arena.populate(start, min(POPULATE_BYTES, hole - start))
+            position = max(position, stop)
 
     def populate_in_background(self) -> None:
         """``populate``, without keeping anybody waiting."""

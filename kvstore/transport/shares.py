@@ -1,4 +1,4 @@
-"""Running the parts of one transfer side by side.
+"""The parts of one transfer: cut so that each is worth its overhead, and run side by side.
 
 The caller's own thread takes one part, so a transfer of one part starts no thread, and Ctrl-C
 reaches it. ``run_shares`` returns, or raises, only when every part has ended: nothing writes into
@@ -6,7 +6,7 @@ an engine's memory behind the engine's back.
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 
 def run_shares(
@@ -41,3 +41,13 @@ def run_shares(
             thread.join()
     if faults:
         raise faults[0]
+
+
+def runs(sizes_bytes: Sequence[int], enough_bytes: int) -> Iterator[slice]:
+    """Cut a row of things into neighbours that are together just over ``enough_bytes``."""
+    start = together_bytes = 0
+    for stop, size_bytes in enumerate(sizes_bytes, 1):
+        together_bytes += size_bytes
+        if together_bytes >= enough_bytes or stop == len(sizes_bytes):
+            yield slice(start, stop)
+            start, together_bytes = stop, 0

@@ -12,12 +12,15 @@ Does not cover: the format (``frame``), leases, which node to ask.
 
 import logging
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
-from kvstore.block import FormatFault, Header, Leaf, header_digest, leaf_digest, leaf_seeds
+from kvstore.block import FormatFault, Header, Leaf, header_digest, leaf_seeds
 from kvstore.clock import Deadline
 from kvstore.errors import UsageError
+from kvstore.leaves import digests
 from kvstore.transport import frame
 from kvstore.transport.base import (
     CellRead,
@@ -28,18 +31,15 @@ from kvstore.transport.base import (
     check_leaves,
 )
 from kvstore.transport.frame import BadFrame, Status, Verdict
-from kvstore.transport.shares import run_shares
-from kvstore.transport.verify import LeafChecks, header_of
-from kvstore.transport.wire import Wire
+from kvstore.transport.shares import run_shares, runs
+from kvstore.transport.verify import header_of
+from kvstore.transport.wire import HOT_BYTES, Wire
 
 log = logging.getLogger(__name__)
 
 CONNECTIONS = 2
 PARALLEL_BYTES = 1 << 20
 """Below this, one connection is as fast as several."""
-HOT_BYTES = 1 << 20
-"""Leaves are received so many bytes at a time and hashed then: enough for one system call to be
-worth its price, and still in the cache."""
 
 
 class TcpTransport:
@@ -185,6 +185,15 @@ class _Peer:
         raise ConnectionRefusedError("wrong token")
 
 
+class _Due(NamedTuple):
+    """A leaf that is to arrive; ``owner`` is the index of its cell among those asked for."""
+
+    owner: int
+    leaf: Leaf
+    seed: int
+    digest: int
+
+
 def _receive_headers(
     wire: Wire, cells: Sequence[CellRead], indexes: Sequence[int], outcomes: list[ReadOutcome]
 ) -> list[tuple[int, Header]]:
@@ -217,29 +226,29 @@ def _receive_payloads(
     outcomes: list[ReadOutcome],
 ) -> None:
     """Receive leaves in batches, across cells, and verify each batch while it is hot."""
-    batch: list[tuple[int, LeafChecks, Leaf]] = []
+    due = [
+        _Due(index, leaf, seed, digest)
+        for index, header in found
+        for leaf, seed, digest in zip(
+            cells[index].leaves,
+            leaf_seeds(header.key, header.cell, len(header.leaf_digests)),
+            header.leaf_digests,
+            strict=True,
+        )
+    ]
+    left = Counter(one.owner for one in due)
     bad: set[int] = set()
-    size_bytes = 0
-
-    def settle() -> None:
-        wire.receive_leaves([leaf for _, _, leaf in batch])
-        bad.update(index for index, checks, leaf in batch if not checks.accept(leaf))
-        for index, checks, _ in batch:
-            if checks.done():
-                corrupt = index in bad
-                outcomes[index] = ReadOutcome.CORRUPT if corrupt else ReadOutcome.VERIFIED
-        batch.clear()
-
-    for index, header in found:
-        checks = LeafChecks(header)
-        for leaf in cells[index].leaves:
-            batch.append((index, checks, leaf))
-            size_bytes += leaf.nbytes
-            if size_bytes >= HOT_BYTES:
-                settle()
-                size_bytes = 0
-    if batch:
-        settle()
+    for part in runs([one.leaf.nbytes for one in due], HOT_BYTES):
+        leaves = [one.leaf for one in due[part]]
+        wire.receive_leaves(leaves)
+        arrived = digests(leaves, [one.seed for one in due[part]])
+        for one, digest in zip(due[part], arrived, strict=True):
+            if digest != one.digest:
+                bad.add(one.owner)
+            left[one.owner] -= 1
+            if not left[one.owner]:
+                corrupt = one.owner in bad
+                outcomes[one.owner] = ReadOutcome.CORRUPT if corrupt else ReadOutcome.VERIFIED
 
 
 def _write_cells(
@@ -262,16 +271,12 @@ def _write_cells(
 
 def _send_cell(wire: Wire, write: CellWrite) -> int:
     """Send payload, then header; returns the header's digest."""
-    digests = []
-    for leaf, seed in zip(
-        write.leaves, leaf_seeds(write.key, write.cell, len(write.leaves)), strict=True
-    ):
-        digests.append(leaf_digest(leaf, seed))
-        wire.send_leaf(leaf)
-    header = Header(
-        write.key, write.cell, write.tokens, write.length, write.depth, write.span, tuple(digests)
-    )
-    packed = header.pack()
+    seeds = leaf_seeds(write.key, write.cell, len(write.leaves))
+    found: list[int] = []
+    for part in runs([leaf.nbytes for leaf in write.leaves], HOT_BYTES):
+        found += digests(write.leaves[part], seeds[part])
+        wire.send_leaves(write.leaves[part])
+    packed = write.header(tuple(found)).pack()
     digest = header_digest(packed)
     wire.send(frame.HEADED.pack(len(packed), digest), packed)
     return digest

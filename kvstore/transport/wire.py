@@ -13,7 +13,12 @@ from collections.abc import Sequence
 from kvstore.block import Leaf
 from kvstore.clock import Deadline
 
+CONNECT_S = 0.25
+"""A machine that is gone refuses nothing: a read must not wait for it until its own deadline."""
 SEND_BUFFER_BYTES = 1 << 20
+HOT_BYTES = 1 << 19
+"""What is received at a time, and hashed then: enough for one system call to be worth its price,
+and still in the cache."""
 _REARM_S = 0.05
 """How stale the kernel's timeout may be, and thus how late an operation may end."""
 _SEGMENTS_MAX = 1024
@@ -47,7 +52,7 @@ class Wire:
         remaining_s = deadline.remaining_s()
         if remaining_s <= 0:
             raise TimeoutError("no time to connect")
-        wire = cls(socket.create_connection((host, port), remaining_s))
+        wire = cls(socket.create_connection((host, port), min(remaining_s, CONNECT_S)))
         wire.until(deadline)
         return wire
 
@@ -71,9 +76,9 @@ class Wire:
             self._fill([memoryview(received)])
         return bytes(received)
 
-    def send_leaf(self, leaf: Leaf) -> None:
-        """Send a leaf's bytes, head by head."""
-        self.send(*_segments(leaf))
+    def send_leaves(self, leaves: Sequence[Leaf]) -> None:
+        """Send leaves one after the other, head by head."""
+        self.send(*(segment for leaf in leaves for segment in _segments(leaf)))
 
     def receive_leaves(self, leaves: Sequence[Leaf]) -> None:
         """Fill leaves one after the other, straight into where they lie."""
@@ -134,16 +139,16 @@ class Wire:
 
 
 def _segments(leaf: Leaf) -> list[memoryview]:
-    """The contiguous pieces of a leaf, as flat bytes."""
+    """The contiguous pieces of a leaf."""
     if leaf.flags.c_contiguous:
-        return [leaf.reshape(-1).data]
-    return [head.reshape(-1).data for head in leaf]
+        return [leaf.data]
+    return [head.data for head in leaf]
 
 
 def _after(parts: Sequence[memoryview], moved: int) -> Sequence[memoryview]:
     """What is left of ``parts`` when ``moved`` bytes of them are done."""
     for index, part in enumerate(parts):
         if moved < part.nbytes:
-            return [part[moved:], *parts[index + 1 :]]
+            return [part.cast("B")[moved:], *parts[index + 1 :]]
         moved -= part.nbytes
     return ()

@@ -123,6 +123,7 @@ def test_hold_it_ends_with_its_parent(world: World, stopped: bool) -> None:
 def test_a_token_file_guards_the_port(world: World, tmp_path: Path) -> None:
     token_file = tmp_path / "token"
     token_file.write_bytes(b"hush\n")
+    token_file.chmod(0o600)
     read = world.stored(world.leaves())
     bulk = BulkProcess.start(world.folder, HOST, 0, token_file, soon())
     for token, outcome in ((b"hush", ReadOutcome.VERIFIED), (b"loud", ReadOutcome.FAILED)):

@@ -1,4 +1,4 @@
-"""What every transport keeps: each test runs on all of them.
+"""What every transport keeps: each test runs on all of them, with native code and with its twin.
 
 A transport between processes is tested here with its server in this process; what only shows with
 real processes and broken wires is in `test_transport_tcp.py` and `test_transport_bulk.py`.
@@ -16,6 +16,7 @@ import pytest
 
 from kvstore.errors import GeometryError
 from kvstore.fs import LinuxFileSystem
+from kvstore.leaves import PythonMover, movers
 from kvstore.transport.base import ReadOutcome, Transport, WriteOutcome, Written
 from kvstore.transport.frame import CELLS_PER_REQUEST_MAX
 from kvstore.transport.local import LocalTransport
@@ -26,6 +27,15 @@ from tests.unit.transport_world import SHAPES, World, into, past, same, served, 
 @pytest.fixture
 def world(tmp_path: Path) -> World:
     return World.make(tmp_path / "node")
+
+
+MOVERS = (movers()[0], PythonMover())
+
+
+@pytest.fixture(params=MOVERS, ids=lambda mover: mover.implementation.name, autouse=True)
+def mover(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who copies and hashes on both sides."""
+    monkeypatch.setattr("kvstore.leaves._mover", request.param)
 
 
 @pytest.fixture(params=["local", "tcp"])

@@ -55,8 +55,8 @@ def test_memory_is_faulted_in_but_for_what_was_retired(tmp_path: Path) -> None:
     world = World.make(tmp_path / "node")
     writes = [world.reserved(world.leaves()) for _ in range(3)]
     world.tier.retire(writes[1].slot)
-    retired = world.tier.table.slots[writes[1].slot]
-    start, stop = int(retired["offset"]), int(retired["offset"]) + int(retired["size_bytes"])
+    ((start, stop),) = world.tier.table.retired_ranges()
+    assert start == writes[1].offset
     fs = RecordingFileSystem()
     MappedNode.map(fs, world.folder).populate()
     frontier = int(world.tier.table.header["frontier"])

@@ -14,7 +14,7 @@ from kvstore.block import HEADER_BYTES, Leaf
 from kvstore.clock import Deadline, ManualClock, SystemClock
 from kvstore.fs import LinuxFileSystem
 from kvstore.tiers.host import HostTier
-from kvstore.tiers.tier import NewCell
+from kvstore.tiers.tier import Commitment, NewCell
 from kvstore.transport.base import CellRead, CellWrite, WriteOutcome
 from kvstore.transport.bulk_server import BulkServer
 from kvstore.transport.local import LocalTransport
@@ -79,7 +79,7 @@ class World:
 
     def committed(self, write: CellWrite, header_digest: int) -> CellRead:
         """Make a written cell visible; a read of it."""
-        assert self.tier.commit(write.slot, header_digest)
+        assert self.tier.commit(write.slot, header_digest) is Commitment.STORED
         empty = tuple(np.zeros_like(leaf) for leaf in write.leaves)
         return CellRead(
             write.key, write.cell, write.slot, write.generation, write.offset, write.length,

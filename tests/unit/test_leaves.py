@@ -1,0 +1,166 @@
+"""Moving and hashing leaves: the native libraries, their twin in Python and xxhash agree."""
+
+import os
+import shlex
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from xxhash import xxh3_64_intdigest
+
+from kvstore import leaves
+from kvstore.block import Leaf
+from kvstore.leaves import Implementation, Mover, NativeMover, Parcel, PythonMover, movers
+
+U64 = (1 << 64) - 1
+EMPTY = 0xEE
+EACH_MOVER = pytest.mark.parametrize("mover", movers(), ids=lambda mover: mover.implementation.name)
+EXAMPLES = settings(max_examples=60, deadline=None, derandomize=True)
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A leaf with random content, somewhere in an engine's cache that holds nothing else."""
+
+    cache: npt.NDArray[np.uint8]
+    leaf: Leaf
+    content: bytes
+    seed: int
+
+    def fill(self) -> None:
+        self.leaf[:] = np.frombuffer(self.content, np.uint8).reshape(self.leaf.shape)
+
+    def is_filled_alone(self) -> bool:
+        """Whether the content is in the leaf, and nothing of it beside it. Empties the leaf."""
+        filled = self.leaf.tobytes() == self.content
+        self.leaf[:] = EMPTY
+        return filled and bool((self.cache == EMPTY).all())
+
+
+@st.composite
+def placed(draw: st.DrawFn) -> Placed:
+    """Heads with anything between them, in any order; XXH3 goes another way at some lengths."""
+    heads, tokens = draw(st.integers(1, 4)), draw(st.integers(1, 70))
+    row_bytes = draw(st.sampled_from([1, 3, 8, 16, 17, 128, 129, 240, 241, 256, 511, 1024, 4099]))
+    before, behind, step = draw(st.integers(0, 3)), draw(st.integers(0, 3)), draw(st.integers(1, 3))
+    cache = np.full((heads * step, before + tokens + behind, row_bytes), EMPTY, np.uint8)
+    leaf = cache[::step, before : before + tokens]
+    if draw(st.booleans()):
+        leaf = leaf[::-1]
+    content = np.random.default_rng(draw(st.integers(0, 99))).bytes(leaf.size)
+    return Placed(cache, leaf, content, draw(st.integers(0, U64)))
+
+
+Cell = Sequence[Placed]
+CELLS = st.lists(st.lists(placed(), min_size=1, max_size=4), max_size=3)
+
+
+def payload_of(cell: Cell) -> bytes:
+    return b"".join(one.content for one in cell)
+
+
+def digests_of(cell: Cell) -> tuple[int, ...]:
+    return tuple(xxh3_64_intdigest(one.content, one.seed) for one in cell)
+
+
+def parcel(cell: Cell, payload: bytes) -> Parcel:
+    in_memory = np.frombuffer(bytearray(payload), np.uint8)
+    return Parcel(in_memory, [one.leaf for one in cell], [one.seed for one in cell])
+
+
+@EACH_MOVER
+@EXAMPLES
+@given(cells=CELLS)
+def test_payloads_are_scattered_and_hashed_where_they_went(
+    mover: Mover, cells: Sequence[Cell]
+) -> None:
+    parcels = [parcel(cell, payload_of(cell)) for cell in cells]
+    assert mover.scatter(parcels) == [digests_of(cell) for cell in cells]
+    assert all(one.is_filled_alone() for cell in cells for one in cell)
+
+
+@EACH_MOVER
+@EXAMPLES
+@given(cells=CELLS)
+def test_leaves_are_gathered_and_hashed_as_they_were_packed(
+    mover: Mover, cells: Sequence[Cell]
+) -> None:
+    for cell in cells:
+        for one in cell:
+            one.fill()
+    parcels = [parcel(cell, bytes(len(payload_of(cell)))) for cell in cells]
+    assert mover.gather(parcels) == [digests_of(cell) for cell in cells]
+    assert [one.payload.tobytes() for one in parcels] == [payload_of(cell) for cell in cells]
+    assert all(one.is_filled_alone() for cell in cells for one in cell)
+
+
+@EACH_MOVER
+@EXAMPLES
+@given(cell=st.lists(placed(), max_size=6))
+def test_leaves_are_hashed_where_they_lie(mover: Mover, cell: Cell) -> None:
+    for one in cell:
+        one.fill()
+    found = mover.digests([one.leaf for one in cell], [one.seed for one in cell])
+    assert found == digests_of(cell)
+
+
+@EACH_MOVER
+def test_what_may_not_be_written_can_still_be_stored(mover: Mover) -> None:
+    content = bytes(range(96))
+    source = np.frombuffer(content, np.uint8).reshape(2, 3, 16)
+    target = Parcel(np.zeros(96, np.uint8), [source], [7])
+    assert mover.gather([target]) == [(xxh3_64_intdigest(content, 7),)]
+    assert mover.digests([source], [7]) == (xxh3_64_intdigest(content, 7),)
+    with pytest.raises((AssertionError, ValueError)):
+        mover.scatter([Parcel(np.ones(96, np.uint8), [source], [7])])
+    with pytest.raises((AssertionError, ValueError)):
+        mover.gather([Parcel(source.reshape(-1), [np.zeros((2, 3, 16), np.uint8)], [7])])
+    assert source.tobytes() == content
+
+
+@EACH_MOVER
+@pytest.mark.parametrize("payload_bytes", [0, 95, 97])
+def test_a_payload_of_another_length_is_not_touched(mover: Mover, payload_bytes: int) -> None:
+    leaf = np.full((2, 3, 16), EMPTY, np.uint8)
+    payload = np.zeros(payload_bytes, np.uint8)
+    for move in (mover.scatter, mover.gather):
+        with pytest.raises((AssertionError, ValueError)):
+            move([Parcel(payload, [leaf], [0])])
+    assert (leaf == EMPTY).all()
+    assert not payload.any()
+
+
+def test_heads_in_pieces_do_not_reach_the_library() -> None:
+    every_second = np.zeros((2, 6, 16), np.uint8)[:, ::2]
+    for mover in movers():
+        if isinstance(mover, NativeMover):
+            with pytest.raises(AssertionError, match="not contiguous"):
+                mover.digests([every_second], [0])
+
+
+def test_it_is_native_wherever_there_is_a_compiler() -> None:
+    """`make` and every install compile it; a fresh clone in which that went wrong must not pass."""
+    compiler = shlex.split(os.environ.get("CC") or "cc")[0]
+    if shutil.which(compiler):
+        assert leaves.implementation() is not Implementation.PYTHON
+
+
+@pytest.mark.parametrize("content", [None, b"no library"])
+def test_without_a_library_there_is_the_twin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | None
+) -> None:
+    if content is not None:
+        (tmp_path / leaves.LIBRARY).write_bytes(content)
+    monkeypatch.setattr(leaves, "FOLDER", tmp_path)
+    assert [type(mover) for mover in movers()] == [PythonMover]
+
+
+def test_a_library_of_another_version_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leaves, "_VERSION", -1)
+    assert not any(isinstance(mover, NativeMover) for mover in movers())
