@@ -7,11 +7,14 @@ tail.
     row      0        1        2        3 (tail)
     tokens   [0, B)   [B, 2B)  [2B,3B)  [3B, stops[3])
     nodes    [n, cells of the mask]: index of the node to read each cell from, or OWN_NODE
+
+A reader that has the first tokens itself takes the plan ``behind`` them: its row 0 is then block
+``first`` of the chain.
 """
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 import numpy as np
@@ -32,7 +35,8 @@ class Plan:
 
     ``tokens`` is how many tokens it saves, at most one fewer than the prompt has. Nothing is
     pinned: a later read may deliver less. ``slots`` and ``generations`` (uint ``[n, cells]``),
-    ``lengths`` and ``header_digests`` describe cells of the own node and are 0 elsewhere.
+    ``lengths`` and ``header_digests`` describe cells of the own node and are 0 elsewhere. The rows
+    begin with block ``first``; ``tokens`` counts from the first token of the prompt all the same.
     """
 
     namespace: Namespace
@@ -47,10 +51,11 @@ class Plan:
     offsets: npt.NDArray[np.uint64]
     lengths: npt.NDArray[np.uint32]
     header_digests: npt.NDArray[np.uint64]
+    first: int = 0
 
     @property
     def blocks(self) -> int:
-        """How many blocks (a tail is one) the prefix has."""
+        """How many blocks (a tail is one) are to be read."""
         return len(self.keys)
 
     @property
@@ -59,21 +64,50 @@ class Plan:
         return self.namespace.grid.masked(self.mask)
 
     def start(self, row: int) -> int:
-        """First token of block ``row``."""
-        return row * self.namespace.grid.block_tokens
+        """First token of the block in ``row``."""
+        return (self.first + row) * self.namespace.grid.block_tokens
+
+    def behind(self, start: int) -> "Plan":
+        """What of it a reader needs that has the first ``start`` tokens itself.
+
+        Blocks wholly before ``start`` are left out; the block that contains it stays, as a whole.
+        """
+        block_tokens = self.namespace.grid.block_tokens
+        cut = self.blocks if start >= self.tokens else max(0, start // block_tokens - self.first)
+        return replace(
+            self,
+            keys=self.keys[cut:],
+            stops=self.stops[cut:],
+            spans=self.spans[cut:],
+            nodes=self.nodes[cut:],
+            slots=self.slots[cut:],
+            generations=self.generations[cut:],
+            offsets=self.offsets[cut:],
+            lengths=self.lengths[cut:],
+            header_digests=self.header_digests[cut:],
+            first=self.first + cut,
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """What a read delivered: the first ``tokens`` tokens are in the rows and verified.
+    """What a read delivered: ``tokens`` tokens from ``start`` on are in the rows and verified.
 
-    ``by_source`` splits them into ``local`` (own node) and ``remote`` tokens; ``failures`` counts
-    the cells that were planned and did not come, by reason. Rows beyond ``tokens`` are undefined.
+    Rows before ``start`` were not written: they are what the reader has itself, less the part of a
+    block that had to be loaded as a whole. ``by_source`` splits ``tokens`` into ``local`` (own
+    node) and ``remote`` ones; ``failures`` counts the cells that were planned and did not come, by
+    reason. Rows from ``stop`` to the end of the plan are undefined.
     """
 
     tokens: int
     by_source: Mapping[str, int]
     failures: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    start: int = 0
+
+    @property
+    def stop(self) -> int:
+        """How many first tokens of the prompt the reader has now."""
+        return self.start + self.tokens
 
 
 @dataclass(frozen=True, slots=True)

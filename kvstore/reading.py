@@ -46,11 +46,12 @@ class _Reading:
 
 
 def read(
-    plan: Plan, rows: KVRows, routes: Routes, workers: Executor, deadline: Deadline
+    whole: Plan, rows: KVRows, routes: Routes, workers: Executor, deadline: Deadline, start: int = 0
 ) -> Fetched:
-    """Deliver what ``plan`` promises into ``rows``, or the longest verified part of it."""
+    """Deliver what ``whole`` promises behind ``start``, or the longest verified part of it."""
+    plan = whole.behind(start)
     if not plan.blocks:
-        return Fetched(0, MappingProxyType({"local": 0, "remote": 0}))
+        return Fetched(0, MappingProxyType({"local": 0, "remote": 0}), start=start)
     cut = CellRows(plan.namespace.grid, plan.cells, rows)
     delivered = np.full(plan.nodes.shape, ReadOutcome.FAILED, np.uint8)
     reading = _Reading(plan, cut, routes, workers, deadline, delivered)
@@ -65,7 +66,8 @@ def read(
         future.result()
     fetched = _fetched(plan, delivered)
     if fetched.by_source["local"]:
-        _behind(reading, lambda: routes.access(OWN_NODE).touch(plan.keys, plan.mask))
+        # The whole chain: a prefix whose first blocks age alone loses them first.
+        _behind(reading, lambda: routes.access(OWN_NODE).touch(whole.keys, whole.mask))
     return fetched
 
 
@@ -81,7 +83,10 @@ def _read_own(reading: _Reading) -> None:
     with routes.guarding(OWN_NODE):
         outcomes = routes.transport(OWN_NODE).read(reads, reading.deadline)
         reading.delivered[blocks, columns] = outcomes
-        _report_damaged(reading, routes.access(OWN_NODE), reads, outcomes)
+        damaged = _damaged(reads, outcomes)
+        if damaged:
+            access = routes.access(OWN_NODE)
+            _behind(reading, lambda: access.discard(damaged))
 
 
 def _read_from(reading: _Reading, node: int) -> None:
@@ -116,7 +121,9 @@ def _read_leased(
     session = access.session
     reply = access.acquire(session, plan.keys[blocks], _cell_numbers(plan)[columns], lease_ms)
     found = np.flatnonzero(reply.outcomes == CellOutcome.FOUND)
-    delivered[blocks, columns] = ReadOutcome.GONE
+    refused = reply.outcomes == CellOutcome.REFUSED
+    delivered[blocks, columns] = np.where(refused, ReadOutcome.REFUSED, ReadOutcome.GONE)
+    damaged: list[Damage] = []
     try:
         reads = [
             _cell_read(reading, int(blocks[row]), int(columns[row]), reply.slots[row],
@@ -126,19 +133,25 @@ def _read_leased(
         ]  # fmt: skip
         outcomes = transport.read(reads, reading.deadline)
         delivered[blocks[found], columns[found]] = outcomes
+        damaged = _damaged(reads, outcomes)
     finally:
         if reply.lease:
-            _behind(reading, lambda: access.release(session, reply.lease))
-    _report_damaged(reading, access, reads, outcomes)
+            # In this order: the node drops nothing that is under a lease.
+            _behind(
+                reading,
+                lambda: access.release(session, reply.lease),
+                lambda: access.discard(damaged) if damaged else 0,
+            )
     return np.flatnonzero(reply.outcomes == CellOutcome.MISS)
 
 
-def _behind(reading: _Reading, call: Callable[[], object]) -> None:
-    """Make a call that the reader need not wait for, and whose loss costs little."""
+def _behind(reading: _Reading, *calls: Callable[[], object]) -> None:
+    """Make calls that the reader need not wait for, and whose loss costs little."""
 
     def make() -> None:
-        with suppress(UnavailableError):
-            call()
+        for call in calls:
+            with suppress(UnavailableError):
+                call()
 
     try:
         reading.workers.submit(make)
@@ -146,20 +159,14 @@ def _behind(reading: _Reading, call: Callable[[], object]) -> None:
         return  # the client is closing: what hangs on its session ends with it
 
 
-def _report_damaged(
-    reading: _Reading,
-    access: NodeAccess,
-    reads: Sequence[CellRead],
-    outcomes: Sequence[ReadOutcome],
-) -> None:
-    """Tell a node what did not verify: it looks for itself, and drops what is damaged there."""
+def _damaged(reads: Sequence[CellRead], outcomes: Sequence[ReadOutcome]) -> list[Damage]:
+    """What to tell a node that did not verify: it looks for itself, and drops what is damaged."""
     damaged = [
         Damage(read.key, read.cell, read.generation, tuple(leaf.nbytes for leaf in read.leaves))
         for read, outcome in zip(reads, outcomes, strict=True)
         if outcome is ReadOutcome.CORRUPT
     ]
-    if damaged:
-        _behind(reading, lambda: access.discard(damaged[:DAMAGED_PER_CALL_MAX]))
+    return damaged[:DAMAGED_PER_CALL_MAX]
 
 
 def _cell_numbers(plan: Plan) -> npt.NDArray[np.uint8]:
@@ -193,16 +200,18 @@ def _cell_read(
 def _fetched(plan: Plan, delivered: Delivered) -> Fetched:
     good = (delivered == ReadOutcome.VERIFIED).all(axis=1)
     blocks = len(good) if bool(good.all()) else int(good.argmin())
-    tokens = min(int(plan.stops[blocks - 1]), plan.tokens) if blocks else 0
-    starts = np.arange(blocks) * plan.namespace.grid.block_tokens
-    sizes = np.minimum(plan.stops[:blocks], tokens) - starts
+    start = plan.start(0)
+    stop = min(int(plan.stops[blocks - 1]), plan.tokens) if blocks else start
+    starts = start + np.arange(blocks) * plan.namespace.grid.block_tokens
+    sizes = np.minimum(plan.stops[:blocks], stop) - starts
     remote = int(sizes[(plan.nodes[:blocks] != OWN_NODE).any(axis=1)].sum())
     failures = Counter(ReadOutcome(code).name for code in _codes(delivered))
     del failures[ReadOutcome.VERIFIED.name]
     return Fetched(
-        tokens=tokens,
-        by_source=MappingProxyType({"local": tokens - remote, "remote": remote}),
+        tokens=stop - start,
+        by_source=MappingProxyType({"local": stop - start - remote, "remote": remote}),
         failures=MappingProxyType(dict(failures)),
+        start=start,
     )
 
 

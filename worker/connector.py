@@ -5,7 +5,8 @@ A request's life, as its engine drives it:
     match ── AskAgain ──┐        the first match starts look-up and transfer in the background,
       ▲                 │        straight into the request's rows (stage), later ones answer;
       └─────────────────┘        only verified tokens are ever reported (admit)
-    match ── Matched(n) ── load  positions 0 .. n-1 are usable once load returned
+    match ── Matched ── load     the engine's own first tokens still hold, and those behind them
+                                 are usable once load returned
              Abandoned           the deadline passed with a transfer still under way: the rows
                                  may be written at any time and must never be used again
     save                         in the background, once the engine has a first token out
@@ -34,6 +35,12 @@ from worker.staging import Staging
 MATCH_DEADLINE_S = 5.0
 ABANDON_AFTER_S = 1.0
 """How long after its deadline a transfer may still end before its rows are given up."""
+FORGET_AFTER_S = 60.0
+"""How long after its deadline the answer to a request is kept that nobody asks for any more."""
+LOADS_MAX = 256
+"""Look-ups and transfers under way, each a thread; what comes on top is a miss."""
+SAVES_MAX = 256
+"""Saves waiting for a slow tier; what comes on top is not offered."""
 
 _log = logging.getLogger(__name__)
 
@@ -49,7 +56,10 @@ P = TypeVar("P", bound=Plan)
 
 
 class Fetched(Protocol):
-    """What of a plan was delivered and verified."""
+    """What of a plan was delivered and verified: ``tokens`` tokens from ``start`` on."""
+
+    @property
+    def start(self) -> int: ...
 
     @property
     def tokens(self) -> int: ...
@@ -65,7 +75,9 @@ class Tier(Protocol[P]):
         self, namespace: Namespace, tokens: Tokens, boundaries: Sequence[int] = ()
     ) -> P: ...
 
-    def get_into(self, plan: P, rows: KVRows, deadline_s: float | None = None) -> Fetched: ...
+    def get_into(
+        self, plan: P, rows: KVRows, deadline_s: float | None = None, start: int = 0
+    ) -> Fetched: ...
 
     def put(
         self,
@@ -101,16 +113,22 @@ class AskAgain:
 
 @dataclass(frozen=True, slots=True)
 class Matched:
-    """The first ``tokens`` tokens wait in the request's host rows, verified; 0 is a miss.
+    """``tokens`` tokens behind the first ``kept`` ones wait in the request's host rows, verified.
 
-    ``local`` and ``remote`` say whence; they add up to ``tokens``. Of the tokens that the engine
-    had itself, the first ``kept`` still hold: where a transfer was tried, none do.
+    ``kept`` of the tokens that the engine had itself still hold: all of them, or those before the
+    first block that a transfer wrote to. ``local`` and ``remote`` say whence the others came; they
+    add up to ``tokens``, and 0 is a miss.
     """
 
     tokens: int
     local: int
     remote: int
     kept: int
+
+    @property
+    def warm(self) -> int:
+        """How many first tokens of the prompt need not be run."""
+        return self.kept + self.tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +181,7 @@ class Connector(Generic[P]):
         self._block_tokens = namespace.grid.block_tokens
         self._health = _Health()
         self._loads: dict[str, _Load] = {}
+        self._running: set[Future[Matched]] = set()
         self._saves: set[Future[None]] = set()
         self._saver = ThreadPoolExecutor(1, "samovar-save")
 
@@ -170,7 +189,8 @@ class Connector(Generic[P]):
         """How much of the request is warm. Never blocks; ask again until it says something else."""
         load = self._loads.get(request.id)
         if load is None:
-            if not self._worth_asking(request):
+            self._forget_unasked()
+            if not self._worth_asking(request) or len(self._running) >= LOADS_MAX:
                 return _miss(request)
             load = self._start(request)
             self._loads[request.id] = load
@@ -193,7 +213,7 @@ class Connector(Generic[P]):
     def load(self, request: Request, matched: Matched) -> None:
         """Bring what was matched into the engine's cache; returns when it may be read."""
         if matched.tokens:
-            request.staging.land(0, matched.tokens).wait()
+            request.staging.land(matched.kept, matched.warm).wait()
 
     def save(self, request: Request, tokens: Tokens) -> None:
         """Offer the KV of ``tokens``, whose rows hold still until ``settle``; doesn't block.
@@ -201,6 +221,8 @@ class Connector(Generic[P]):
         What the tier has already is touched and not sent. ``tokens`` are those whose KV was
         really computed: the request's prompt, or the prompt with generated tokens behind it.
         """
+        if len(self._saves) >= SAVES_MAX:
+            return
         landing = request.staging.lift(0, len(tokens))
         host_rows = request.staging.host_rows
         boundaries = [at for at in request.boundaries if at <= len(tokens)]
@@ -223,6 +245,13 @@ class Connector(Generic[P]):
         """Let saves under way end, then stop."""
         self._saver.shutdown()
 
+    def _forget_unasked(self) -> None:
+        """Drop answers that came long ago: their engines have given the requests up."""
+        now_s = self._clock.monotonic_s()
+        for id, load in list(self._loads.items()):
+            if load.future.done() and now_s > load.deadline.at_s + FORGET_AFTER_S:
+                self._loads.pop(id, None)
+
     def _worth_asking(self, request: Request) -> bool:
         """Whether the tier could add as much as one block, or reach a named boundary."""
         usable = len(request.tokens) - 1
@@ -232,6 +261,8 @@ class Connector(Generic[P]):
     def _start(self, request: Request) -> _Load:
         deadline = Deadline.after(self._clock, self._match_deadline_s)
         future: Future[Matched] = Future()
+        self._running.add(future)
+        future.add_done_callback(self._running.discard)
 
         def run() -> None:
             try:
@@ -250,9 +281,11 @@ class Connector(Generic[P]):
             plan = self._tier.longest_prefix(self._namespace, request.tokens, request.boundaries)
             gains = min(plan.tokens, len(request.tokens) - 1) > request.resident
             if gains and not deadline.passed():
-                answer = Matched(0, 0, 0, kept=0)
-                rows = request.staging.host_rows
-                fetched = self._tier.get_into(plan, rows, deadline.remaining_s())
+                # Whatever becomes of it, the transfer may write from this block's first row on.
+                before = request.resident - request.resident % self._block_tokens
+                answer = Matched(0, 0, 0, kept=before)
+                rows, left_s = request.staging.host_rows, deadline.remaining_s()
+                fetched = self._tier.get_into(plan, rows, left_s, start=request.resident)
                 answer = _usable(fetched, len(request.tokens) - 1)
         except UsageError:
             raise
@@ -277,6 +310,6 @@ def _miss(request: Request) -> Matched:
 
 def _usable(fetched: Fetched, usable: int) -> Matched:
     """At least the last token of a prompt is always run, for its logits."""
-    tokens = min(fetched.tokens, usable)
+    tokens = min(fetched.tokens, usable - fetched.start)
     remote = min(int(fetched.by_source.get("remote", 0)), tokens)
-    return Matched(tokens, local=tokens - remote, remote=remote, kept=0)
+    return Matched(tokens, local=tokens - remote, remote=remote, kept=fetched.start)

@@ -27,7 +27,6 @@ from kvstore.cell import Grid
 from kvstore.errors import UsageError
 from kvstore.namespace import Namespace
 
-BLOCK_TOKENS_DEFAULT = 64
 HEAD_GROUPS_MAX = 8
 CHANNEL_BASIS = "hf-half-split"
 ITEM_BYTES: Mapping[str, int] = {
@@ -91,10 +90,11 @@ def layout_of(config: ModelConfig, dtype: str) -> Layout:
     return Layout(kind, layers, kv_heads, width, width, dtype)
 
 
-def grid_of(
-    layout: Layout, block_tokens: int = BLOCK_TOKENS_DEFAULT, head_groups: int | None = None
-) -> Grid:
-    """The grid of a layout; head groups default to the finest split that suits all TP sizes."""
+def grid_of(layout: Layout, block_tokens: int, head_groups: int | None = None) -> Grid:
+    """The grid of a layout in a tier whose blocks have ``block_tokens``.
+
+    Head groups default to the finest split that suits all TP sizes.
+    """
     return Grid(
         row_bytes=(layout.row_bytes,) * layout.layers,
         kv_heads=layout.kv_heads,

@@ -28,7 +28,7 @@ def test_warm_logits_equal_an_own_hit_bit_for_bit(
     namespace = namespace_of(model.config, grid, layout_for(model), "tiny", numerics_of(model))
     prompt = np.random.default_rng(3).integers(0, 300, PROMPT_TOKENS).astype(np.int32)
     second = np.concatenate([prompt[:boundary], (prompt[boundary:] + 1) % 300])
-    with Samovar.open(64 << 20, tmp_path) as tier:
+    with Samovar.open(64 << 20, tmp_path, block_tokens=BLOCK) as tier:
         connector = Connector(tier, namespace, SystemClock())
         producer = TransformersEngine(model, ManualClock(), connector, CAPACITY)
         producer.generate(prompt, 4, boundaries=[boundary])

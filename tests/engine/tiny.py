@@ -26,7 +26,7 @@ def tiny_model(dtype: torch.dtype, **changes: Any) -> PreTrainedModel:
         "vocab_size": 300,
         "max_position_embeddings": 512,
     }
-    config = LlamaConfig(**fields, **changes)
+    config = LlamaConfig(**(fields | changes))
     made: Any = LlamaForCausalLM(config)
     made.set_attn_implementation("sdpa")
     model: PreTrainedModel = made.to(dtype).eval()

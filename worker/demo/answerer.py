@@ -56,15 +56,18 @@ def main(
             tier = closing.enter_context(
                 Samovar.connect(address, host_id=host_id, token_file=token_file)
             )
-            connector = Connector(tier, _namespace(loaded, model, digests), SystemClock())
+            connector = Connector(
+                tier, _namespace(loaded, model, digests, tier.block_tokens), SystemClock()
+            )
             closing.callback(connector.close)
         _serve(TransformersEngine(loaded, SystemClock(), connector))
 
 
-def _namespace(loaded: PreTrainedModel, model: Path, digests: Path) -> Namespace:
+def _namespace(loaded: PreTrainedModel, model: Path, digests: Path, block_tokens: int) -> Namespace:
     layout = layout_for(loaded)
+    grid = grid_of(layout, block_tokens)
     weights = weights_revision(model, loaded.config.to_dict(), DigestMemory(digests))
-    return namespace_of(loaded.config, grid_of(layout), layout, weights, numerics_of(loaded))
+    return namespace_of(loaded.config, grid, layout, weights, numerics_of(loaded))
 
 
 def _serve(engine: TransformersEngine) -> None:

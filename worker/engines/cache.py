@@ -8,7 +8,7 @@ Seen as bytes this is the tier's canonical payload ``[head, token, row]``, so a 
 and saved from the very memory that attention reads, with no copy between. Nothing is ever
 concatenated: a new token's KV is written behind the others, and dropping tokens sets a length.
 
-Works with the cache interface of transformers 5.0 and later, whose ``get_mask_sizes`` was first
+Works with the cache interface of transformers 4.57 and later, whose ``get_mask_sizes`` was first
 given positions and later a count, and whose ``get_max_cache_shape`` became ``get_max_length``.
 
 Does not cover: which tokens the positions hold (see ``worker.engines.transformers``).

@@ -3,11 +3,11 @@
     tokens   0 .............. cached .............. P ........ P + generated - 1
              [ own, or from the tier ][  prefilled  ][ decoded one by one ]  last: chosen, not run
 
-A request takes the longer of what its engine still holds from the request before (an *own* hit,
-continued in place, never copied) and what the tier has. Only the rest is run, in one go, and only
-the last position's logits are computed. KV that was really computed is offered to the tier after
-the first token, and again with the generated tokens after the last. A token that was chosen but
-not run has no KV, so it is never offered.
+A request goes on with what its engine still holds from the request before (an *own* hit, continued
+in place, never copied), and what the tier has behind that. Only the rest is run, in one go, and
+only the last position's logits are computed. KV that was really computed is offered to the tier
+after the first token, and again with the generated tokens after the last. A token that was chosen
+but not run has no KV, so it is never offered.
 
 Does not cover: batches, tokenizers and chat templates; keys and transfers (``worker.connector``).
 """
@@ -30,6 +30,7 @@ from worker.connector import Abandoned, Connector, Request
 from worker.engines.answer import Answer, Completion, Report
 from worker.engines.resident import Resident
 from worker.engines.sampling import GREEDY, Choice, Sampler, Sampling
+from worker.engines.tail import short_tail
 from worker.geometry import Attention, Layout, layout_of
 
 CAPACITY_TOKENS_DEFAULT = 8192
@@ -243,11 +244,9 @@ class TransformersEngine:
             if isinstance(answer, Abandoned):
                 self._resident.renew()
                 cached = _Cached(0, 0, 0)
-            elif answer.tokens:
-                self._connector.load(request, answer)
-                cached = _Cached(0, answer.local, answer.remote)
             else:
-                cached = _Cached(answer.kept, 0, 0)
+                self._connector.load(request, answer)
+                cached = _Cached(answer.kept, answer.local, answer.remote)
         self._resident.hold(request.tokens[: cached.own + cached.local + cached.remote])
         return cached
 
@@ -263,12 +262,13 @@ class TransformersEngine:
         before = self._resident.length
         ids = torch.from_numpy(tokens.astype(np.int64)).to(self._model.device)[None]
         try:
-            output = self._model(
-                input_ids=ids,
-                past_key_values=self._resident.cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
+            with short_tail(self._model, before, len(tokens)):
+                output = self._model(
+                    input_ids=ids,
+                    past_key_values=self._resident.cache,
+                    use_cache=True,
+                    logits_to_keep=1,
+                )
         except BaseException:
             # Some layers have written the new tokens and some have not: none counts.
             self._resident.cache.truncate(before)

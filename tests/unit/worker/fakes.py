@@ -27,6 +27,7 @@ class FakePlan:
 
 @dataclass(frozen=True)
 class FakeFetched:
+    start: int
     tokens: int
     by_source: dict[str, int]
 
@@ -41,6 +42,7 @@ class MemoryTier:
         self.shapes: dict[bytes, list[tuple[int, ...]]] = {}
         self.touched: list[int] = []
         self.put_from: list[int] = []
+        self.loaded: list[tuple[int, ...]] = []
         self.lookups = 0
         self.full = False
         self.error: Exception | None = None
@@ -72,19 +74,23 @@ class MemoryTier:
         return FakePlan(covered, tuple(found))
 
     def get_into(
-        self, plan: FakePlan, rows: KVRows, deadline_s: float | None = None
+        self, plan: FakePlan, rows: KVRows, deadline_s: float | None = None, start: int = 0
     ) -> FakeFetched:
         if self.gate is not None:
             self.gate.wait(30)
-        for key, span in plan.blocks:
+        wanted = [(key, span) for key, span in plan.blocks if span.stop > start]
+        self.loaded.append(tuple(span.start for _, span in wanted))
+        for key, span in wanted:
             for layer in range(self.layers):
                 data = np.frombuffer(self.blocks[key][layer], np.uint8)
                 target = rows.rows(layer, span.start, span.stop)
                 target[:] = data.reshape(self.shapes[key][layer])
         if self.get_error is not None:
             raise self.get_error
-        tokens = plan.tokens if self.deliver_tokens is None else self.deliver_tokens
-        return FakeFetched(tokens, {self.source: tokens})
+        first = wanted[0][1].start if wanted else start
+        stop = plan.tokens if self.deliver_tokens is None else self.deliver_tokens
+        tokens = max(0, stop - first)
+        return FakeFetched(first, tokens, {self.source: tokens})
 
     def put(
         self,

@@ -3,6 +3,7 @@
 import logging
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import wait
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from kvstore.errors import UsageError
 from kvstore.key import Tokens
 from kvstore.namespace import Namespace
 from tests.unit.worker.fakes import ArrayRows, DeferredStaging, FakePlan, MemoryTier
+from worker import connector
 from worker.connector import Abandoned, AskAgain, Connector, Matched, Request
 from worker.staging import HostStaging, Staging
 
@@ -125,13 +127,34 @@ def test_the_tier_is_not_asked_for_less_than_a_block(world: World) -> None:
 def test_the_tier_is_asked_where_it_has_more_than_the_engine(world: World) -> None:
     world.saved((67,))
     request = world.request(world.cache(), boundaries=(67,), resident=60)
-    assert world.loaded(request) == Matched(67, 67, 0, kept=0)
+    assert world.loaded(request) == Matched(19, 19, 0, kept=48)
+
+
+@pytest.mark.parametrize("resident", [16, 17, 31, 32, 40])
+def test_only_blocks_behind_the_own_tokens_are_loaded(world: World, resident: int) -> None:
+    source = world.saved()
+    own = world.cache(seed=2)
+    before = own.array.copy()
+    kept = resident // BLOCK * BLOCK
+    matched = world.loaded(world.request(own, resident=resident))
+    assert matched == Matched(64 - kept, 64 - kept, 0, kept=kept)
+    assert matched.warm == 64
+    assert world.tier.loaded == [tuple(range(kept, 64, BLOCK))]
+    np.testing.assert_array_equal(own.array[:, :, :kept], before[:, :, :kept])
+    np.testing.assert_array_equal(own.array[:, :, kept:64], source.array[:, :, kept:64])
+    np.testing.assert_array_equal(own.array[:, :, 64:], before[:, :, 64:])
 
 
 def test_a_prefix_that_arrives_short_is_admitted_short(world: World) -> None:
     world.saved()
-    world.tier.deliver_tokens = 32
-    assert world.loaded(world.request(world.cache(), resident=40)) == Matched(32, 32, 0, kept=0)
+    world.tier.deliver_tokens = 48
+    assert world.loaded(world.request(world.cache(), resident=40)) == Matched(16, 16, 0, kept=32)
+
+
+def test_of_a_prefix_that_does_not_arrive_the_own_tokens_remain(world: World) -> None:
+    world.saved()
+    world.tier.deliver_tokens = 0
+    assert world.loaded(world.request(world.cache(), resident=40)) == Matched(0, 0, 0, kept=32)
 
 
 def test_only_what_the_tier_lacks_is_put_and_the_rest_is_touched(world: World) -> None:
@@ -172,11 +195,14 @@ def test_a_failing_tier_is_a_miss_and_is_logged_once_and_once_when_back(
     assert [record.message for record in caplog.records][1:] == ["tier answers again"]
 
 
-def test_a_transfer_that_fails_half_way_leaves_no_own_tokens(world: World) -> None:
+def test_a_transfer_that_fails_half_way_leaves_the_own_blocks_before_it(world: World) -> None:
     world.saved()
+    own = world.cache(seed=2)
+    before = own.array.copy()
     world.tier.get_error = OSError("reset by peer")
-    missed = world.loaded(world.request(world.cache(), resident=40))
-    assert missed == Matched(0, 0, 0, kept=0)
+    missed = world.loaded(world.request(own, resident=40))
+    assert missed == Matched(0, 0, 0, kept=32)
+    np.testing.assert_array_equal(own.array[:, :, :32], before[:, :, :32])
 
 
 def test_a_bug_of_the_caller_comes_through(world: World) -> None:
@@ -200,3 +226,43 @@ def test_a_transfer_that_outlives_its_deadline_is_abandoned(
     world.tier.gate = None
     assert world.loaded(world.request(world.cache())).tokens == 64
     gate.set()
+
+
+def test_answers_that_nobody_asks_for_are_forgotten(world: World) -> None:
+    world.saved()
+    for _ in range(5):
+        request = world.request(world.cache())
+        world.connector.match(request)
+    wait([load.future for load in world.connector._loads.values()], timeout=30)
+    world.clock.advance(100.0)
+    assert world.loaded(world.request(world.cache())).tokens == 64
+    assert not world.connector._loads
+
+
+def test_more_transfers_than_a_process_should_have_threads_are_misses(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connector, "LOADS_MAX", 3)
+    world.saved()
+    gate = world.tier.gate = threading.Event()
+    started = [world.request(world.cache()) for _ in range(3)]
+    for request in started:
+        assert world.connector.match(request) == AskAgain()
+    over = world.request(world.cache(), resident=20)
+    assert world.connector.match(over) == Matched(0, 0, 0, kept=20)
+    gate.set()
+    for request in started:
+        assert world.loaded(request).tokens == 64
+    assert world.loaded(over).tokens == 48
+
+
+def test_a_tier_that_takes_no_saves_is_offered_only_so_many(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connector, "SAVES_MAX", 2)
+    world.tier.put_gate.clear()
+    for _ in range(5):
+        world.connector.save(world.request(world.cache(seed=1)), PROMPT)
+    world.tier.put_gate.set()
+    world.connector.settle()
+    assert len(world.tier.put_from) == 2
