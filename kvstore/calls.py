@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from kvstore.key import Keys
 from kvstore.table import Cells, Generations, Slots
-from kvstore.tiers.host import HostStats
+from kvstore.tiers.stats import HostStats
 
 MAX_CELLS_PER_CALL = 512
 DAMAGED_PER_CALL_MAX = 16
@@ -53,7 +53,8 @@ class ReserveRequest:
     """Cells of one prompt that a session wants to write, packed by cell.
 
     ``operation`` numbers a client's puts: all calls of one put get one LRU stamp. ``depths`` are
-    block indexes, ``lengths`` payload bytes, ``ttl_s`` 0 for no expiry.
+    block indexes, ``lengths`` payload bytes, ``ttl_s`` 0 for no expiry, ``None`` for the node's
+    own default.
     """
 
     session: int
@@ -64,12 +65,15 @@ class ReserveRequest:
     tokens: npt.NDArray[np.uint32]
     depths: npt.NDArray[np.uint32]
     spans: npt.NDArray[np.uint64]
-    ttl_s: int = 0
+    ttl_s: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ReserveReply:
-    """One row per requested cell; slot columns mean something where the outcome is RESERVED."""
+    """One row per requested cell; slot columns mean something where the outcome is RESERVED.
+
+    ``refusals`` say why, where it is REFUSED.
+    """
 
     outcomes: Outcomes
     refusals: npt.NDArray[np.uint8]
@@ -80,7 +84,10 @@ class ReserveReply:
 
 @dataclass(frozen=True, slots=True)
 class AcquireReply:
-    """Descriptors of what is held, under one lease; ``lease`` 0 if nothing was found."""
+    """Descriptors of what is FOUND, under one lease; ``lease`` 0 if nothing is.
+
+    A cell is REFUSED to a session that is unknown or has too much under lease: it may be here.
+    """
 
     lease: int
     outcomes: Outcomes

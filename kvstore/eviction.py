@@ -37,8 +37,7 @@ class TailFirstLru:
     ) -> None:
         """Enter slots, or move them to ``stamp``; never to an older one."""
         self._stamp = max(self._stamp, stamp)
-        inverse = _DEPTH_MAX - np.minimum(depths, _DEPTH_MAX)
-        order = (np.uint64(stamp) << np.uint64(DEPTH_BITS)) | inverse.astype(np.uint64)
+        order = _orders(np.full(len(slots), stamp, np.uint64), depths)
         if self._queue and len(order) and int(order.min()) <= self._queue[-1][1]:
             self._queue = []  # what was entered is older than what is queued
         current = self._order[slots]
@@ -51,8 +50,9 @@ class TailFirstLru:
         stamps: npt.NDArray[np.uint64],
     ) -> None:
         """Take over slots with the stamps that they had in an earlier life."""
-        for stamp in np.unique(stamps).tolist():
-            self.touch(slots[stamps == stamp], depths[stamps == stamp], stamp)
+        self._stamp = max(self._stamp, int(stamps.max(initial=0)))
+        self._queue = []  # what is entered may be older than what is queued
+        self._order[slots] = _orders(stamps, depths)
 
     def metadata_bytes(self) -> int:
         """Memory that the policy uses."""
@@ -70,7 +70,8 @@ class TailFirstLru:
         """
         batch = BATCH_SLOTS
         while True:
-            if not self._queue:
+            complete = not self._queue  # one that was queued earlier misses what came since
+            if complete:
                 self._queue = self._oldest(batch)
             queue, passed_over = self._queue, 0
             for slot, order in queue:
@@ -79,7 +80,7 @@ class TailFirstLru:
                 passed_over += bool(self._order[slot] == order)
             if self._queue is queue:
                 self._queue = []
-            if passed_over == len(queue) < batch:
+            if complete and passed_over == len(queue) < batch:
                 return  # every slot was offered, none was taken
             batch = 2 * batch if passed_over == len(queue) else BATCH_SLOTS
 
@@ -90,3 +91,12 @@ class TailFirstLru:
         held = oldest[self._order[oldest] != _ABSENT]
         named = held[np.argsort(self._order[held])]
         return list(zip(named.tolist(), self._order[named].tolist(), strict=True))
+
+
+def _orders(
+    stamps: npt.NDArray[np.uint64], depths: npt.NDArray[np.uint32]
+) -> npt.NDArray[np.uint64]:
+    """What slots are sorted by: the stamp, then the depth, deepest first."""
+    inverse = _DEPTH_MAX - np.minimum(depths, _DEPTH_MAX)
+    orders: npt.NDArray[np.uint64] = stamps << np.uint64(DEPTH_BITS) | inverse.astype(np.uint64)
+    return orders

@@ -20,6 +20,7 @@ client calls it directly. Does not cover: bytes (``kvstore.transport``), where e
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 import numpy as np
 import numpy.typing as npt
@@ -41,20 +42,26 @@ from kvstore.changes import Changes
 from kvstore.clock import Clock
 from kvstore.errors import UsageError
 from kvstore.key import KEY_BYTES, Keys
+from kvstore.leases import Leases
 from kvstore.table import Cells, Generations, Slots, SlotState
 from kvstore.tiers.host import HostTier
-from kvstore.tiers.tier import NewCell, Refusal
+from kvstore.tiers.tier import Commitment, NewCell, Refusal
 
 log = logging.getLogger(__name__)
 
 SESSIONS_MAX = 4096
 RESERVATIONS_PER_SESSION_MAX = 4096
+RESERVATION_S_MAX = 600.0
+"""A writer that lives and has not said by then what became of its write never will."""
 SESSION_DEAD_S = 2.0
-LEASE_MS_MAX = 60_000
-LEASE_MARGIN_S = 0.5
-"""The owner keeps cells this much longer than the reader believes."""
 STALL_S = 0.5
-"""A tick that comes this late says that the node itself stood still."""
+"""What counts at most of the time between two ticks: for the rest the node itself stood still."""
+
+_COMMITTED = {
+    Commitment.STORED: CellOutcome.STORED,
+    Commitment.DAMAGED: CellOutcome.DAMAGED,
+    Commitment.NO_ROOM: CellOutcome.REFUSED,
+}
 
 
 @dataclass(slots=True)
@@ -62,27 +69,26 @@ class _Session:
     beat_s: float
     operation: int = -1
     stamp: int = 0
-    reserved: set[int] = field(default_factory=set)
-    leases: set[int] = field(default_factory=set)
-
-
-@dataclass(slots=True)
-class _Lease:
-    session: int
-    until_s: float
-    slots: list[int]
+    reserved: dict[int, float] = field(default_factory=dict)
+    """Since when each slot is, in that order."""
 
 
 class Node:
-    """One storage node's state machine. Call it from one thread, ``tick`` every 100 ms or so."""
+    """One storage node's state machine. Call it from one thread, ``tick`` every 100 ms or so.
 
-    def __init__(self, identity: NodeIdentity, tier: HostTier, clock: Clock) -> None:
+    ``default_ttl_s`` is for puts that do not say how long their blocks are to live.
+    """
+
+    def __init__(
+        self, identity: NodeIdentity, tier: HostTier, clock: Clock, default_ttl_s: int = 0
+    ) -> None:
         self.identity = identity
         self.tier = tier
+        self._default_ttl_s = default_ttl_s
         self._clock = clock
         self._sessions: dict[int, _Session] = {}
-        self._leases: dict[int, _Lease] = {}
         self._next_id = identity.incarnation << 32
+        self._leases = Leases(tier, clock, self._next_id)
         self._ticked_s = clock.monotonic_s()
 
     def open_session(self) -> int:
@@ -106,8 +112,7 @@ class Node:
         found = self._sessions.pop(session, None)
         if found is None:
             return
-        for lease in list(found.leases):
-            self._end_lease(lease)
+        self._leases.end_all(session)
         for slot in found.reserved:
             self.tier.retire(slot)
         if found.reserved:
@@ -120,20 +125,19 @@ class Node:
     def tick(self) -> None:
         """End sessions and leases whose time is up, and let freed slots be used again."""
         now_s = self._clock.monotonic_s()
-        stalled_s = now_s - self._ticked_s
+        late_s = now_s - self._ticked_s - STALL_S
         self._ticked_s = now_s
-        if stalled_s >= STALL_S:
+        if late_s > 0:
             # We stood still: beats that wait to be read must not count as missing.
             for session in self._sessions.values():
-                session.beat_s = min(now_s, session.beat_s + stalled_s)
-            for lease in self._leases.values():
-                lease.until_s += stalled_s
+                session.beat_s = min(now_s, session.beat_s + late_s)
+            self._leases.credit(late_s)
         dead = [s for s, v in self._sessions.items() if now_s - v.beat_s >= SESSION_DEAD_S]
         for session_id in dead:
             self.close_session(session_id)
-        over = [lease for lease, v in self._leases.items() if v.until_s <= now_s]
-        for lease_id in over:
-            self._end_lease(lease_id)
+        self._leases.tick(now_s)
+        for session in self._sessions.values():
+            self._end_forgotten(session, now_s)
         self.tier.tick()
 
     def lookup(self, keys: Keys, mask: int) -> int:
@@ -165,7 +169,7 @@ class Node:
         reply.refusals[:] = Refusal.NONE
         held = self.tier.find_for_writing(request.keys, request.cells)
         reply.outcomes[held.held] = CellOutcome.PRESENT
-        self.tier.touch(held.slots[held.held], session.stamp, request.ttl_s)
+        self.tier.touch(held.slots[held.held], session.stamp, self._ttl_s(request))
         for row in np.flatnonzero(~held.held).tolist():
             self._reserve_one(session, request, row, reply)
         return reply
@@ -187,9 +191,8 @@ class Node:
             if self.tier.table.is_current(slot, generation, SlotState.COMMITTED):
                 outcomes[row] = CellOutcome.STORED
             elif found is not None and self._owns(found, slot, generation):
-                found.reserved.discard(slot)
-                good = self.tier.commit(slot, int(header_digests[row]))
-                outcomes[row] = CellOutcome.STORED if good else CellOutcome.DAMAGED
+                del found.reserved[slot]
+                outcomes[row] = _COMMITTED[self.tier.commit(slot, int(header_digests[row]))]
         return outcomes
 
     def abort(self, session: int, slots: Slots, generations: Generations) -> None:
@@ -203,23 +206,24 @@ class Node:
             self.tier.retire(slot)
 
     def acquire(self, session: int, keys: Keys, cells: Cells, lease_ms: int) -> AcquireReply:
-        """Lease what is held of ``keys``; what is not is a MISS. Touches what it leases."""
+        """Lease what is held of ``keys``; what is not is a MISS. Touches what it leases.
+
+        What the session may not lease, because it is unknown or has too much under lease, is
+        REFUSED: that says nothing of what is here.
+        """
         _check_count(len(keys))
+        if session in self._sessions:
+            # What has expired goes: announced still, it would hide another node's living copy.
+            self.tier.find_for_writing(keys, cells)
         found = self.tier.find(keys, cells)
-        owner = self._sessions.get(session)
-        if owner is None:
-            found.held[:] = False
-        outcomes = np.where(found.held, CellOutcome.FOUND, CellOutcome.MISS).astype(np.uint8)
+        outcomes = np.full(len(keys), CellOutcome.REFUSED, np.uint8)
         lease = 0
-        if owner is not None and found.held.any():
-            slots = found.slots[found.held]
-            self.tier.pin(slots.tolist())
-            self.tier.touch(slots, self.tier.next_stamp())
-            self._next_id += 1
-            lease = self._next_id
-            until_s = self._clock.monotonic_s() + min(lease_ms, LEASE_MS_MAX) / 1000
-            self._leases[lease] = _Lease(session, until_s + LEASE_MARGIN_S, slots.tolist())
-            owner.leases.add(lease)
+        if session in self._sessions:
+            lease, granted = self._leases.grant(session, found, lease_ms)
+            outcomes[granted] = CellOutcome.FOUND
+            outcomes[~found.held] = CellOutcome.MISS
+        if lease:
+            self.tier.touch(found.slots[granted], self.tier.next_stamp())
         return AcquireReply(
             lease, outcomes, found.slots, found.generations, found.offsets, found.lengths,
             found.header_digests,
@@ -227,9 +231,7 @@ class Node:
 
     def release(self, session: int, lease: int) -> None:
         """End a lease early; an unknown one, or another session's, is ignored."""
-        found = self._leases.get(lease)
-        if found is not None and found.session == session:
-            self._end_lease(lease)
+        self._leases.release(session, lease)
 
     def discard(self, damaged: Sequence[Damage]) -> int:
         """Drop those of the cells that are damaged indeed; returns how many.
@@ -273,6 +275,9 @@ class Node:
             added=np.ones(len(slots), np.bool_),
         )
 
+    def _ttl_s(self, request: ReserveRequest) -> int:
+        return self._default_ttl_s if request.ttl_s is None else request.ttl_s
+
     def _reserve_one(
         self, session: _Session, request: ReserveRequest, row: int, reply: ReserveReply
     ) -> None:
@@ -283,7 +288,7 @@ class Node:
             length=int(request.lengths[row]),
             depth=int(request.depths[row]),
             span=int(request.spans[row]),
-            ttl_s=request.ttl_s,
+            ttl_s=self._ttl_s(request),
         )
         if self.tier.is_writing(new.key, new.cell):
             reply.outcomes[row] = CellOutcome.BUSY
@@ -295,12 +300,20 @@ class Node:
         if isinstance(slot, Refusal):
             reply.refusals[row] = slot
             return
-        session.reserved.add(slot)
+        session.reserved[slot] = self._clock.monotonic_s()
         record = self.tier.table.slots[slot]
         reply.outcomes[row] = CellOutcome.RESERVED
         reply.slots[row] = slot
         reply.generations[row] = record["generation"]
         reply.offsets[row] = record["offset"]
+
+    def _end_forgotten(self, session: _Session, now_s: float) -> None:
+        """Retire writes whose Commit, Abort or Abandon was lost on the way, or never sent."""
+        oldest_s = now_s - RESERVATION_S_MAX
+        over = list(takewhile(lambda slot: session.reserved[slot] < oldest_s, session.reserved))
+        for slot in over:
+            del session.reserved[slot]
+            self.tier.retire(slot)
 
     def _discard_one(self, damage: Damage) -> bool:
         key = np.frombuffer(damage.key, np.uint8).reshape(1, KEY_BYTES)
@@ -320,20 +333,14 @@ class Node:
             return []
         pairs = dict.fromkeys(zip(slots.tolist(), generations.tolist(), strict=True))
         owned = [slot for slot, generation in pairs if self._owns(found, slot, generation)]
-        found.reserved.difference_update(owned)
+        for slot in owned:
+            del found.reserved[slot]
         return owned
 
     def _owns(self, session: _Session, slot: int, generation: int) -> bool:
         return slot in session.reserved and self.tier.table.is_current(
             slot, generation, SlotState.RESERVED
         )
-
-    def _end_lease(self, lease: int) -> None:
-        ended = self._leases.pop(lease)
-        self.tier.unpin(ended.slots)
-        owner = self._sessions.get(ended.session)
-        if owner is not None:
-            owner.leases.discard(lease)
 
 
 def _spread(keys: Keys, mask: int) -> tuple[Keys, Cells]:

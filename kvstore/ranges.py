@@ -50,6 +50,14 @@ class Ranges:
                 start = before
         self._put(start, length)
 
+    def is_free(self, start: int, length: int) -> bool:
+        """Whether this is a free range with nothing free beside it."""
+        return self._length.get(start) == length
+
+    def take(self, start: int) -> None:
+        """Take the whole free range that begins at ``start``."""
+        self._drop(start)
+
     def largest_bytes(self) -> int:
         """The longest free range."""
         return self._by_size[-1][0] if self._by_size else 0

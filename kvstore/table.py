@@ -1,11 +1,11 @@
 """The key table: which cell is in which slot, readable without asking anybody.
 
     file "table", beside the arena
-    | header, one page | slot records, 64 bytes each | buckets of 8 tags | buckets of 8 entries |
+    | header, one page | slot records | buckets of 8 tags | buckets of 8 entries | retired ranges |
 
 The node is the only writer. Engines on the same host map the file read-only and find a whole
 prompt with two gathers, of tags and of the entries that they name: an entry is in one of two
-buckets, and never moves. A bucket of tags is one cache line; entries are 64 bytes each.
+buckets, and never moves. A bucket of tags is one cache line; records and entries are 64 bytes each.
 
 Publish: payload, cell header, slot record, entry, tag last. Free: tag and entry cleared, generation
 raised, then (after a while) the slot is used again. A reader compares whole keys, checks the
@@ -23,12 +23,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from kvstore import probe
 from kvstore.errors import StateError
 from kvstore.fs import FileSystem, Mapped
 from kvstore.key import KEY_BYTES, Keys
 
 TABLE_FILE = "table"
-TABLE_VERSION = 1
+TABLE_VERSION = 2
 HEADER_PAGE_BYTES = 65536
 """One page of the largest size that Linux has on the supported machines."""
 WAYS = 8
@@ -43,13 +44,11 @@ class SlotState(IntEnum):
 
     UNUSED = 0
     RESERVED = 1
-    """A client may be writing into it."""
+    """A client may be writing into it. If it never ends, the range is retired for good."""
     COMMITTED = 2
     """Whole and visible."""
     QUARANTINED = 3
     """Freed a moment ago; a late reader may still look at it."""
-    RETIRED = 4
-    """A client that could write to it never said that it was done: never used again."""
 
 
 HEADER = np.dtype(
@@ -94,6 +93,7 @@ ENTRY = np.dtype(
         ("fold", "<u4"),
     ]
 )
+RANGE = np.dtype([("start", "<u8"), ("stop", "<u8")])
 TAG_BYTES = 8
 assert SLOT.itemsize == 64
 assert ENTRY.itemsize == 64
@@ -120,10 +120,15 @@ class Found:
 
     @classmethod
     def nothing(cls, rows: int) -> "Found":
-        """An answer in which no cell is held."""
-        wide = np.zeros(rows, np.uint64)
-        narrow = np.zeros(rows, np.uint32)
-        return cls(np.zeros(rows, np.bool_), narrow, wide, wide, narrow, wide)
+        """An answer in which no cell is held, with room for one in which some are."""
+        return cls(
+            held=np.zeros(rows, np.bool_),
+            slots=np.zeros(rows, np.uint32),
+            generations=np.zeros(rows, np.uint64),
+            offsets=np.zeros(rows, np.uint64),
+            lengths=np.zeros(rows, np.uint32),
+            header_digests=np.zeros(rows, np.uint64),
+        )
 
 
 class KeyTable:
@@ -134,14 +139,17 @@ class KeyTable:
         slots, buckets = int(self.header["slots"]), int(self.header["buckets"])
         tags_start = HEADER_PAGE_BYTES + slots * SLOT.itemsize
         entries_start = tags_start + buckets * WAYS * TAG_BYTES
-        stop = _size_bytes(slots, buckets)
+        stop = entries_start + buckets * WAYS * ENTRY.itemsize
         # Rows of eight words are gathered far faster than the same bytes as structures.
         self._slot_words = mapped[HEADER_PAGE_BYTES:tags_start].view("<u8").reshape(slots, 8)
         self._entry_words = mapped[entries_start:stop].view("<u8").reshape(buckets * WAYS, 8)
         self.slots = mapped[HEADER_PAGE_BYTES:tags_start].view(SLOT)
         self._tags = mapped[tags_start:entries_start].view("<u8").reshape(buckets, WAYS)
         self.entries = mapped[entries_start:stop].view(ENTRY)
+        self.retired = mapped[stop : _size_bytes(slots, buckets)].view(RANGE)
         self._bucket_count = np.uint64(buckets)
+        native = probe.is_native()
+        self._probe = probe.NativeProbe(self._tags, self.entries, self.slots) if native else None
 
     @classmethod
     def create(
@@ -197,10 +205,18 @@ class KeyTable:
     @property
     def nbytes(self) -> int:
         """Bytes of all sections."""
-        return self.slots.nbytes + self._tags.nbytes + self.entries.nbytes
+        return self.slots.nbytes + self._tags.nbytes + self.entries.nbytes + self.retired.nbytes
 
     def find(self, keys: Keys, cells: Cells) -> Found:
         """Look up many cells at once. A cell that is being written is not found."""
+        if self._probe is None:
+            return self.find_in_numpy(keys, cells)
+        found = Found.nothing(len(keys))
+        self._probe.find(keys, cells, found)
+        return found
+
+    def find_in_numpy(self, keys: Keys, cells: Cells) -> Found:
+        """``find`` where nothing was compiled (see ``kvstore.probe``); the same answers."""
         held, rows = self._gather(keys, cells)
         held &= (_fold(rows) == rows["fold"]) & (rows["slot"] < len(self.slots))
         slots = np.where(held, rows["slot"], 0).astype(np.uint32)
@@ -273,6 +289,11 @@ class KeyTable:
         packed = self.entries["key"][self.slots["entry"][slots]]
         return np.ascontiguousarray(packed).view(np.uint8).reshape(-1, KEY_BYTES)
 
+    def retired_ranges(self) -> list[tuple[int, int]]:
+        """What is never handed out again, as ``(start, stop)``, lowest first."""
+        used = self.retired[self.retired["stop"] > self.retired["start"]]
+        return sorted(zip(used["start"].tolist(), used["stop"].tolist(), strict=True))
+
     def entries_are_whole(self, slots: Slots) -> npt.NDArray[np.bool_]:
         """Of which committed slots record and entry agree, for a successor that adopts them."""
         records = self.slots[slots]
@@ -321,8 +342,9 @@ class KeyTable:
 
 
 def _size_bytes(slots: int, buckets: int) -> int:
-    """Bytes of a whole table."""
-    return HEADER_PAGE_BYTES + slots * SLOT.itemsize + buckets * WAYS * (TAG_BYTES + ENTRY.itemsize)
+    """Bytes of a whole table. One retired range more than there are slots always suffices."""
+    found_by = buckets * WAYS * (TAG_BYTES + ENTRY.itemsize)
+    return HEADER_PAGE_BYTES + slots * SLOT.itemsize + found_by + (slots + 1) * RANGE.itemsize
 
 
 def _one(key: bytes, cell: int) -> tuple[npt.NDArray[np.uint64], Cells]:

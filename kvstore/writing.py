@@ -9,6 +9,7 @@ and could not be written is aborted by this very client, so that its memory is u
 
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -46,7 +47,7 @@ class Put:
     mask: int
     start: int
     operation: int
-    ttl_s: int
+    ttl_s: int | None
 
 
 @dataclass(slots=True)
@@ -75,6 +76,8 @@ def write(
     """Store the blocks of a put that are not there yet; one answer per call's worth of blocks."""
     answers = []
     cut = CellRows(put.namespace.grid, put.namespace.grid.masked(put.mask), rows)
+    if put.start:
+        _touch(put, access)  # lest the blocks before ``start`` make way for those behind them
     for batch in _batches(put):
         try:
             _write_batch(put, batch, cut, access, transport, deadline)
@@ -83,11 +86,13 @@ def write(
         answers.append(_stored(batch))
     if put.start and answers:
         # The blocks before ``start`` were not part of any Reserve: one stamp for the whole chain.
-        try:
-            access.touch(put.chain.keys, put.mask)
-        except UnavailableError:
-            return answers
+        _touch(put, access)
     return answers
+
+
+def _touch(put: Put, access: NodeAccess) -> None:
+    with suppress(UnavailableError):  # one that is lost costs a little LRU order, nothing else
+        access.touch(put.chain.keys, put.mask)
 
 
 def failed(put: Put, reason: str) -> Stored:
@@ -146,7 +151,9 @@ def _write_batch(
     codes = access.commit(session, reply.slots[filled], reply.generations[filled], packed)
     for row, code in zip(filled.tolist(), codes.tolist(), strict=True):
         batch.outcomes[row] = CellOutcome(code)
-        if code != CellOutcome.STORED:
+        if code == CellOutcome.REFUSED:
+            batch.reasons[Refusal.NO_ROOM.name] += 1  # the only reason after the cell was written
+        elif code != CellOutcome.STORED:
             batch.reasons[CellOutcome(code).name] += 1
 
 

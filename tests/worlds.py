@@ -21,7 +21,7 @@ from kvstore.fs import FileSystem
 from kvstore.key import Keys
 from kvstore.table import Cells, KeyTable
 from kvstore.tiers.host import HostTier
-from kvstore.tiers.tier import NewCell, Refusal
+from kvstore.tiers.tier import Commitment, NewCell, Refusal
 
 PAGE = mmap.PAGESIZE
 SHARED_MEMORY = Path("/dev/shm")
@@ -90,7 +90,7 @@ def store(tier: HostTier, new: NewCell, stamp: int | None = None) -> int:
     slot = tier.reserve(new, tier.next_stamp() if stamp is None else stamp)
     assert not isinstance(slot, Refusal), slot.name
     digest = write_cell(tier.arena, int(tier.table.slots[slot]["offset"]), new)
-    assert tier.commit(slot, digest)
+    assert tier.commit(slot, digest) is Commitment.STORED
     return slot
 
 

@@ -2,19 +2,19 @@
 
     slot's state     what the successor makes of it
     COMMITTED        held, if table entry, record and cell header agree; else UNUSED
-    RESERVED         RETIRED: its writer may still be writing
-    RETIRED          RETIRED
+    RESERVED         to be retired: its writer may still be writing; UNUSED if it is retired already
     QUARANTINED      UNUSED: whoever was late reading it will notice
 
-Everything below the frontier that is neither held nor retired is free. A folder of another boot,
-size, page size or version, or one that is torn, is refused as a whole: then the tier starts empty,
-with new files, and whoever still maps the old ones harms nobody.
+Everything below the frontier that is neither held nor retired, nor to be retired, is free. A folder
+of another boot, size, page size or version, or one that is torn, is refused as a whole: then the
+tier starts empty, with new files, and whoever still maps the old ones harms nobody.
 
 Does not cover: payloads (every reader verifies its copy), what a tier does with the free ranges
 and the retired slots (``kvstore.tiers.host``).
 """
 
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -27,18 +27,21 @@ from kvstore.fs import FileSystem
 from kvstore.table import KeyTable, Slots, SlotState
 from kvstore.tiers.inspection import held_header
 
+Extent = tuple[int, int]
+
 
 @dataclass(frozen=True, slots=True)
 class Inheritance:
     """A predecessor's arena and table, put in order.
 
-    ``held`` are the slots with whole cells, ``free`` the ranges ``(start, length)`` that have
-    memory and belong to nobody.
+    ``held`` are the slots with whole cells, ``unfinished`` those to be retired, ``free`` the ranges
+    ``(start, length)`` that have memory and belong to nobody.
     """
 
     arena: Arena
     table: KeyTable
     held: Slots
+    unfinished: Slots
     free: tuple[tuple[int, int], ...]
 
 
@@ -59,12 +62,26 @@ def take_over(fs: FileSystem, folder: Path, capacity_bytes: int, incarnation: in
     if int(header["incarnation"]) >= incarnation:
         raise StateError("the arena was last used by a later incarnation of this node")
     arena = Arena.map(fs, folder)
-    held = _settle(arena, table)
-    return Inheritance(arena, table, held, _free_ranges(table))
+    retired = _retired_ranges(table)
+    held, unfinished = _settle(arena, table, retired)
+    return Inheritance(arena, table, held, unfinished, _free_ranges(table, retired))
 
 
-def _settle(arena: Arena, table: KeyTable) -> Slots:
-    """Bring every slot to a state that a living tier knows; the slots that are held."""
+def _retired_ranges(table: KeyTable) -> list[Extent]:
+    """What is retired, as ``(start, stop)`` in order; what a death left overlapping is joined."""
+    page_bytes, frontier = int(table.header["page_bytes"]), int(table.header["frontier"])
+    joined: list[Extent] = []
+    for start, stop in table.retired_ranges():
+        if stop > frontier or start % page_bytes or stop % page_bytes:
+            raise StateError("the arena's table is torn: what was retired lies outside the arena")
+        if joined and start <= joined[-1][1]:
+            start, stop = joined[-1][0], max(stop, joined.pop()[1])
+        joined.append((start, stop))
+    return joined
+
+
+def _settle(arena: Arena, table: KeyTable, retired: list[Extent]) -> tuple[Slots, Slots]:
+    """Bring slots to a state that a living tier knows; those that are held, those to be retired."""
     states = table.slots["state"]
     committed = np.flatnonzero(states == SlotState.COMMITTED).astype(np.uint32)
     agreed = table.entries_are_whole(committed) & _inside(table, committed)
@@ -72,9 +89,19 @@ def _settle(arena: Arena, table: KeyTable) -> Slots:
     held = np.array(whole, np.uint32)
     states[np.setdiff1d(committed, held)] = SlotState.UNUSED
     states[states == SlotState.QUARANTINED] = SlotState.UNUSED
-    states[states == SlotState.RESERVED] = SlotState.RETIRED
+    reserved = np.flatnonzero(states == SlotState.RESERVED).astype(np.uint32)
+    # The predecessor may have died between retiring the range and letting go of its record.
+    done = _within(table.slots["offset"][reserved], retired)
+    states[reserved[done]] = SlotState.UNUSED
     table.keep_only(held)
-    return held
+    return held, reserved[~done]
+
+
+def _within(offsets: npt.NDArray[np.uint64], ranges: list[Extent]) -> npt.NDArray[np.bool_]:
+    """Which offsets lie in one of the ranges, which are in order."""
+    edges = np.fromiter(chain.from_iterable(ranges), np.uint64, 2 * len(ranges))
+    inside: npt.NDArray[np.bool_] = np.searchsorted(edges, offsets, side="right") % 2 == 1
+    return inside
 
 
 def _inside(table: KeyTable, slots: Slots) -> npt.NDArray[np.bool_]:
@@ -88,19 +115,21 @@ def _inside(table: KeyTable, slots: Slots) -> npt.NDArray[np.bool_]:
     return inside
 
 
-def _free_ranges(table: KeyTable) -> tuple[tuple[int, int], ...]:
-    """What lies between the slots that are held or retired, up to the frontier."""
+def _free_ranges(table: KeyTable, retired: list[Extent]) -> tuple[Extent, ...]:
+    """``(start, length)`` of what lies between all that is taken, up to the frontier."""
     states = table.slots["state"]
-    taken = table.slots[(states == SlotState.COMMITTED) | (states == SlotState.RETIRED)]
-    taken = taken[np.argsort(taken["offset"])]
+    slots = table.slots[(states == SlotState.COMMITTED) | (states == SlotState.RESERVED)]
+    starts = slots["offset"].tolist()
+    sizes = slots["size_bytes"].tolist()
+    taken = [(start, start + size) for start, size in zip(starts, sizes, strict=True)]
     free = []
     position = 0
-    for offset, size in zip(taken["offset"].tolist(), taken["size_bytes"].tolist(), strict=True):
-        if offset < position:
+    for start, stop in sorted([*taken, *retired]):
+        if start < position:
             raise StateError("the arena's table is torn: two slots share memory")
-        if offset > position:
-            free.append((position, offset - position))
-        position = offset + size
+        if start > position:
+            free.append((position, start - position))
+        position = stop
     frontier = int(table.header["frontier"])
     if position > frontier:
         raise StateError("the arena's table is torn: a slot lies beyond the frontier")

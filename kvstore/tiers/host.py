@@ -2,7 +2,7 @@
 
     UNUSED ── reserve ──> RESERVED ── commit ──> COMMITTED ── free ──> QUARANTINED ──> UNUSED
                              ├── abort (the writer's own word) ──────────────┘
-                             └── retire (any other end) ──> RETIRED, for good
+                             └── retire (any other end): its offsets for good ───────────┘
 
 Only this class writes the key table. It is driven by one thread, reads the time through its
 clock, and knows nothing of sessions, leases or the network (``kvstore.node``). A cell that cannot
@@ -14,10 +14,10 @@ import logging
 from array import array
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from kvstore.arena import ARENA_FILE, Arena
 from kvstore.block import HEADER_BYTES, FormatFault, parse_header
@@ -39,31 +39,14 @@ from kvstore.table import (
 from kvstore.tiers.adoption import take_over
 from kvstore.tiers.inspection import is_whole
 from kvstore.tiers.space import Space
-from kvstore.tiers.tier import CellChange, NewCell, Refusal
+from kvstore.tiers.stats import HostStats
+from kvstore.tiers.tier import CellChange, Commitment, NewCell, Refusal
 
 log = logging.getLogger(__name__)
 
 QUARANTINE_S = 0.2
 """How long a freed slot rests, unless its memory is needed: saves late readers a wasted copy."""
 RETIRED_SWEEP_S = 60.0
-
-
-@dataclass(slots=True)
-class HostStats:
-    """Counters since start, and what is held now."""
-
-    capacity_bytes: int = 0
-    held_bytes: int = 0
-    held_cells: int = 0
-    reserved_cells: int = 0
-    retired_bytes: int = 0
-    stored: int = 0
-    evicted: int = 0
-    expired: int = 0
-    aborted: int = 0
-    retired: int = 0
-    adopted: int = 0
-    damaged: int = 0
 
 
 class HostTier:
@@ -78,7 +61,7 @@ class HostTier:
         self.stats = HostStats(capacity_bytes=int(table.header["capacity_bytes"]))
         self._page_bytes = fs.page_bytes
         self._clock = clock
-        self._space = Space(arena, table.header)
+        self._space = Space(arena, table)
         self._policy = TailFirstLru(len(table.slots))
         self._pins = np.zeros(len(table.slots), np.uint32)
         self._unused = array("I", range(len(table.slots) - 1, -1, -1))
@@ -123,15 +106,15 @@ class HostTier:
         capacity_bytes -= capacity_bytes % fs.page_bytes
         left = take_over(fs, folder, capacity_bytes, incarnation)
         tier = cls(fs, clock, left.arena, left.table, incarnation)
-        for start, length in left.free:
-            tier._space.free(start, length)
         records = left.table.slots
+        tier._space.take_over(left.free, tier._extents(left.unfinished))
+        records["state"][left.unfinished] = SlotState.UNUSED
         tier._policy.enter(left.held, records["depth"][left.held], records["stamp"][left.held])
         unused = np.flatnonzero(records["state"] == SlotState.UNUSED)[::-1]
         tier._unused = array("I", unused.tolist())
         tier.stats.held_cells = tier.stats.adopted = len(left.held)
         tier.stats.held_bytes = int(records["size_bytes"][left.held].sum())
-        tier._sweep_retired()
+        tier.stats.retired_bytes = tier._space.retired_bytes
         return tier
 
     def find(self, keys: Keys, cells: Cells) -> Found:
@@ -182,8 +165,8 @@ class HostTier:
         if size > self.stats.capacity_bytes:
             return Refusal.TOO_LARGE
         offset = self._allocate(size)
-        if offset is None:
-            return Refusal.NO_ROOM
+        if isinstance(offset, Refusal):
+            return offset
         slot = self._unused.pop()
         record = self.table.slots[slot]
         record["generation"] = self._next_generation()
@@ -204,11 +187,10 @@ class HostTier:
         self.stats.reserved_cells += 1
         return slot
 
-    def commit(self, slot: int, header_digest: int) -> bool:
+    def commit(self, slot: int, header_digest: int) -> Commitment:
         """Make a reserved slot visible if it holds the cell that was announced.
 
-        ``False`` says that the slot's header is not that cell's; the slot is free again then,
-        because its writer has said that it is done.
+        Unless it is STORED, the slot is free again, because its writer has said that it is done.
         """
         key = self._end_reservation(slot)
         record = self.table.slots[slot]
@@ -220,14 +202,14 @@ class HostTier:
         if not agreed or not self._publish(key, slot, header_digest):
             self._free(slot)
             self.stats.aborted += 1
-            return False
+            return Commitment.NO_ROOM if agreed else Commitment.DAMAGED
         one = np.array([slot], np.uint32)
         self._policy.touch(one, record["depth"].reshape(1), int(record["stamp"]))
         self.stats.held_cells += 1
         self.stats.held_bytes += int(record["size_bytes"])
         self.stats.stored += 1
         self._changes.append(CellChange(key, int(record["cell"]), int(record["span"]), added=True))
-        return True
+        return Commitment.STORED
 
     def abort(self, slot: int) -> None:
         """The writer itself says that it will not write any more: the slot is free."""
@@ -239,12 +221,12 @@ class HostTier:
         """The writer may still write: its offsets are never used again."""
         self._end_reservation(slot)
         record = self.table.slots[slot]
-        size = int(record["size_bytes"])
         record["generation"] = self._next_generation()
-        record["state"] = SlotState.RETIRED
+        self._space.retire(int(record["offset"]), int(record["size_bytes"]))
+        record["state"] = SlotState.UNUSED
+        self._unused.append(slot)
         self.stats.retired += 1
-        self.stats.retired_bytes += size
-        self._space.retire(int(record["offset"]), size)
+        self.stats.retired_bytes = self._space.retired_bytes
 
     def pin(self, slots: Sequence[int]) -> None:
         """Keep cells from being evicted; counted."""
@@ -284,7 +266,7 @@ class HostTier:
             self._release_oldest()
         if now_s - self._swept_s >= RETIRED_SWEEP_S:
             self._swept_s = now_s
-            self._sweep_retired()
+            self._space.sweep()
 
     def drain_changes(self) -> list[CellChange]:
         """What came and went since the last call, in order."""
@@ -304,21 +286,35 @@ class HostTier:
             + (self._policy.metadata_bytes() + self._unused.itemsize * len(self._unused))
         )
 
-    def _allocate(self, size: int) -> int | None:
-        """A range of ``size`` bytes and a free slot record, evicting what it takes."""
+    def _allocate(self, size: int) -> int | Refusal:
+        """A range of ``size`` bytes and a free slot record, evicting what it takes, or nothing."""
         while self._quarantine and (not self._unused or not self._space.has_room(size)):
             self._release_oldest()
         if self._unused and (offset := self._space.allocate(size)) is not None:
             return offset
+        makes_room = False
         for slot in self._policy.victims():
             if self._pins[slot]:
                 continue
+            makes_room = makes_room or int(self.table.slots[slot]["size_bytes"]) >= size
+            if not makes_room and self._space.longest_stretch(self._in_use()) < size:
+                break
+            makes_room = True
             self._count_eviction(slot)
             self.evict(slot)
             self._release_all()
             if (offset := self._space.allocate(size)) is not None:
                 return offset
-        return None
+        return Refusal.SHRUNK if self._space.longest_stretch(()) < size else Refusal.NO_ROOM
+
+    def _in_use(self) -> list[tuple[int, int]]:
+        """Start and length of what can't be evicted now."""
+        return self._extents(np.array([*self._reserved_keys, *np.flatnonzero(self._pins)], np.intp))
+
+    def _extents(self, slots: npt.NDArray[np.integer]) -> list[tuple[int, int]]:
+        """Start and length of each slot's range."""
+        found = self.table.slots[slots]
+        return list(zip(found["offset"].tolist(), found["size_bytes"].tolist(), strict=True))
 
     def _count_eviction(self, slot: int) -> None:
         expires = int(self.table.slots[slot]["expires_ms"])
@@ -370,13 +366,6 @@ class HostTier:
 
     def _header_page(self, slot: int) -> bytes:
         return self.arena.view(int(self.table.slots[slot]["offset"]), HEADER_BYTES).tobytes()
-
-    def _sweep_retired(self) -> None:
-        records = self.table.slots
-        retired = records[records["state"] == SlotState.RETIRED]
-        offsets, sizes = retired["offset"].tolist(), retired["size_bytes"].tolist()
-        self.stats.retired_bytes = sum(sizes)
-        self._space.sweep(zip(offsets, sizes, strict=True))
 
 
 def default_slots(capacity_bytes: int) -> int:

@@ -14,10 +14,11 @@ from kvstore.block import (
     HEADER_BYTES,
     FormatFault,
     Header,
-    leaf_digests,
+    leaf_seeds,
     parse_header,
     payload_leaves,
 )
+from kvstore.leaves import digests
 from kvstore.table import KeyTable
 
 
@@ -45,5 +46,5 @@ def is_whole(arena: Arena, table: KeyTable, slot: int, leaf_bytes: Sequence[int]
         return True
     payload = arena.view(int(record["offset"]) + HEADER_BYTES, header.payload_bytes)
     leaves = payload_leaves(payload, [(1, 1, size_bytes) for size_bytes in leaf_bytes])
-    found = leaf_digests(header.key, header.cell, leaves)
-    return all(a == b for a, b in zip(found, header.leaf_digests, strict=True))
+    seeds = leaf_seeds(header.key, header.cell, len(leaves))
+    return digests(leaves, seeds) == header.leaf_digests

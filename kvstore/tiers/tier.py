@@ -4,7 +4,7 @@ Does not cover: how a tier keeps them (``kvstore.tiers.host``).
 """
 
 from dataclasses import dataclass
-from enum import IntEnum
+from enum import Enum, IntEnum, auto
 
 
 class Refusal(IntEnum):
@@ -21,6 +21,18 @@ class Refusal(IntEnum):
     """Fields that no cell can have."""
     SESSION = 5
     """The session is unknown: open a new one."""
+    SHRUNK = 6
+    """Retired offsets leave no stretch of memory as long as the cell, whatever is evicted."""
+
+
+class Commitment(Enum):
+    """What became of a cell that its writer said is complete."""
+
+    STORED = auto()
+    DAMAGED = auto()
+    """What was written is not the cell that was announced."""
+    NO_ROOM = auto()
+    """All entries of the key table where it could go are those of cells that are being read."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,8 @@ because it is given out before anybody is evicted.
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from kvstore.node import LEASE_MARGIN_S, SESSION_DEAD_S, STALL_S
+from kvstore.leases import LEASE_MARGIN_S, PINNED_SHARE_MAX
+from kvstore.node import SESSION_DEAD_S, STALL_S
 
 Name = tuple[bytes, int]
 """A cell: key and cell index."""
@@ -78,7 +79,6 @@ class NodeOracle:
     writing: dict[Name, tuple[int, Held]] = field(default_factory=dict)
     sessions: dict[int, Session] = field(default_factory=dict)
     leases: dict[int, Lease] = field(default_factory=dict)
-    retired_slots: int = 0
     stamp: int = 0
     ticked_s: float = 0.0
 
@@ -96,11 +96,29 @@ class NodeOracle:
     def visible(self, name: Name, wall_ms: int) -> bool:
         return name in self.held and not self.held[name].expired(wall_ms)
 
+    def loose_and_expired(self, names: list[Name], wall_ms: int) -> list[Name]:
+        """Those of the cells that are held for nothing: expired, and nobody is reading them."""
+        here = [name for name in dict.fromkeys(names) if name in self.held]
+        return [n for n in here if self.held[n].expired(wall_ms) and not self.pinned(n)]
+
     def has_room(self, pages: int) -> bool:
         """Memory in one piece, and a slot record."""
-        records = len(self.held) + len(self.writing) + self.retired_slots
         free = "".join("." if p is Page.FREE else "#" for p in self.pages)
-        return records < self.slots and "." * pages in free
+        return len(self.held) + len(self.writing) < self.slots and "." * pages in free
+
+    def could_have_room(self, pages: int) -> bool:
+        """Whether evicting everything that may be evicted would make room."""
+        loose = [self.held[name] for name in self.held if not self.pinned(name)]
+        pages_of = {cell.first_page + at for cell in loose for at in range(cell.pages)}
+        free = "".join(
+            "." if page is Page.FREE or at in pages_of else "#"
+            for at, page in enumerate(self.pages)
+        )
+        return bool(loose) and "." * pages in free
+
+    def shrunk_below(self, pages: int) -> bool:
+        """Whether what was retired leaves no stretch of that many pages."""
+        return "." * pages not in "".join("#" if p is Page.RETIRED else "." for p in self.pages)
 
     def victims(self) -> list[Name]:
         """Those that may be evicted next; several only where their order does not matter."""
@@ -130,7 +148,6 @@ class NodeOracle:
         _, cell = self.writing.pop(name)
         self.mark(cell, Page.RETIRED)
         self.pages += [Page.FREE] * cell.pages
-        self.retired_slots += 1
 
     def mark(self, cell: Held, use: Page) -> None:
         for page in range(cell.first_page, cell.first_page + cell.pages):
@@ -144,14 +161,25 @@ class NodeOracle:
         for name in [name for name, (owner, _) in self.writing.items() if owner == session]:
             self.retire(name)
 
+    def leasable(self, session: int, names: list[Name]) -> list[bool]:
+        """Which of the names one session may lease: the leading ones, until it has its share."""
+        mine = {name for v in self.leases.values() if v.session == session for name in v.names}
+        granted, full = [], False
+        for name in names:
+            pages = sum(self.held[one].pages for one in mine | {name})
+            full = full or (bool(mine - {name}) and pages > PINNED_SHARE_MAX * self.capacity_pages)
+            granted.append(not full)
+            mine |= {name} if not full else set()
+        return granted
+
     def tick(self, now_s: float) -> None:
-        stalled_s = now_s - self.ticked_s
+        late_s = now_s - self.ticked_s - STALL_S
         self.ticked_s = now_s
-        if stalled_s >= STALL_S:
+        if late_s > 0:
             for session in self.sessions.values():
-                session.beat_s += stalled_s
+                session.beat_s += late_s
             for lease in self.leases.values():
-                lease.until_s += stalled_s
+                lease.until_s += late_s
         for number, session in list(self.sessions.items()):
             if now_s - session.beat_s >= SESSION_DEAD_S:
                 self.close_session(number)

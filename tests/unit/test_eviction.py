@@ -74,6 +74,14 @@ def test_naming_ends_when_all_but_a_few_are_in_use() -> None:
     assert taken(policy, frozenset(range(slots)) - free) == sorted(free)
 
 
+def test_what_came_after_the_oldest_were_queued_is_named_too() -> None:
+    policy = TailFirstLru(8)
+    policy.touch(as_slots(0), as_slots(0), policy.next_stamp())
+    assert next(policy.victims()) == 0
+    policy.touch(as_slots(1, 2), as_slots(0, 0), policy.next_stamp())
+    assert taken(policy, frozenset({0})) == [1, 2]
+
+
 def test_what_was_touched_after_naming_began_is_passed_over() -> None:
     policy = TailFirstLru(4)
     for slot in range(3):

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from kvstore.tiers.host import (
     default_slots,
     open_tier,
 )
-from kvstore.tiers.tier import Refusal
+from kvstore.tiers.tier import Commitment, Refusal
 from tests.faults import FaultyFileSystem
 from tests.worlds import (
     PAGE,
@@ -97,7 +98,7 @@ def test_nothing_is_visible_before_it_is_whole(world: World) -> None:
     digest = write_cell(tier.arena, place(tier, slot)[0], new)
     assert not holds(tier, new)
     assert tier.is_writing(new.key, new.cell)
-    assert tier.commit(slot, digest)
+    assert tier.commit(slot, digest) is Commitment.STORED
     assert holds(tier, new)
     assert not tier.is_writing(new.key, new.cell)
 
@@ -114,7 +115,7 @@ def test_nothing_is_visible_before_it_is_whole(world: World) -> None:
 def test_another_cell_than_announced_is_not_committed(world: World, other: object) -> None:
     slot = reserved(world.tier, 1)
     digest = write_cell(world.tier.arena, place(world.tier, slot)[0], other)  # type: ignore[arg-type]
-    assert not world.tier.commit(slot, digest)
+    assert world.tier.commit(slot, digest) is Commitment.DAMAGED
     assert not holds(world.tier, new_cell(1))
     assert accounted_bytes(world.tier) == PAGES * PAGE
     assert not world.tier.is_writing(new_cell(1).key, 0)
@@ -124,11 +125,11 @@ def test_another_cell_than_announced_is_not_committed(world: World, other: objec
 def test_a_header_that_does_not_match_its_digest_is_not_committed(world: World) -> None:
     slot = reserved(world.tier, 1)
     digest = write_cell(world.tier.arena, place(world.tier, slot)[0], new_cell(1))
-    assert not world.tier.commit(slot, digest ^ 1)
+    assert world.tier.commit(slot, digest ^ 1) is Commitment.DAMAGED
     assert world.tier.stats.aborted == 1
     slot = reserved(world.tier, 2)
     world.tier.arena.view(place(world.tier, slot)[0], PAGE)[:] = 0
-    assert not world.tier.commit(slot, digest)
+    assert world.tier.commit(slot, digest) is Commitment.DAMAGED
 
 
 def test_oldest_go_first_and_others_stay(world: World) -> None:
@@ -228,15 +229,83 @@ def test_a_late_write_harms_nobody_and_is_swept(world: World) -> None:
     assert all(holds(tier, new) for new in cells)
 
 
-def test_an_arena_without_fresh_offsets_shrinks_and_refuses(world: World) -> None:
-    tier = world.tier
-    # One record per retired slot is needed too, so this world has plenty.
+def test_a_flapping_writer_takes_no_records(world: World) -> None:
     with shared_folder() as folder:
-        tier = small_tier(FS, world.clock, folder, pages=2, slots=2 * SPARSE_FACTOR)
-        for number in range(SPARSE_FACTOR):
+        tier = small_tier(FS, world.clock, folder, pages=4, slots=3)
+        for number in range(40):
             tier.retire(reserved(tier, number))
-        assert tier.reserve(new_cell(999), tier.next_stamp()) is Refusal.NO_ROOM
-        assert tier.stats.retired == SPARSE_FACTOR
+            store(tier, new_cell(1000 + number))
+            assert holds(tier, new_cell(1000 + number))
+        assert tier.stats.retired == 40
+        assert accounted_bytes(tier) == 4 * PAGE
+
+
+def test_what_was_retired_is_one_range_where_it_can_be(world: World) -> None:
+    tier = world.tier
+    slots = [reserved(tier, number) for number in range(8)]
+    for slot in (slots[1], slots[3], slots[2], slots[5], slots[4]):
+        tier.retire(slot)
+    assert tier.table.retired_ranges() == [(CELL, 6 * CELL)]
+    assert tier.stats.retired_bytes == 5 * CELL
+
+
+def test_rows_for_retired_ranges_never_run_out(world: World) -> None:
+    """Free slivers between retired ranges are retired as well when all rows are taken."""
+    with shared_folder() as folder:
+        tier = small_tier(FS, world.clock, folder, pages=24, slots=4)
+        dead: set[int] = set()
+        for number in range(0, 32, 4):
+            slots = [reserved(tier, number + i, pages=1 + i % 2) for i in range(4)]
+            for slot in slots[::2]:
+                dead |= {start for start, _ in tier._extents(np.array([slot]))}
+                tier.retire(slot)
+            for slot in slots[1::2]:
+                tier.abort(slot)
+                world.clock.advance(QUARANTINE_S)
+                tier.tick()
+            assert len(tier.table.retired_ranges()) <= 4
+            assert accounted_bytes(tier) == 24 * PAGE
+        ranges = tier.table.retired_ranges()
+        assert all(any(start <= at < stop for start, stop in ranges) for at in dead)
+        tier = HostTier.adopt(FS, world.clock, folder, 24 * PAGE, 2)
+        assert tier.table.retired_ranges() == ranges
+        assert accounted_bytes(tier) == 24 * PAGE
+
+
+def test_a_worn_out_arena_shrinks_says_so_once_and_goes_on(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    with shared_folder() as folder, caplog.at_level(logging.WARNING):
+        tier = small_tier(FS, world.clock, folder, pages=4, slots=8)
+        keep = new_cell(500)
+        pinned = [store(tier, keep)]
+        tier.pin(pinned)
+        retired = 0
+        while not isinstance(slot := tier.reserve(new_cell(retired), tier.next_stamp()), Refusal):
+            tier.retire(slot)
+            retired += 1
+        assert retired == 2 * SPARSE_FACTOR - 1, "all but the two pages of the cell that is held"
+        assert slot is Refusal.NO_ROOM
+        (said,) = caplog.records
+        assert "samovar down --purge" in said.message
+        tier.unpin(pinned)
+        assert tier.reserve(new_cell(501, pages=2), tier.next_stamp()) is Refusal.SHRUNK
+        assert holds(tier, keep), "reading goes on, and a put that is refused costs nobody"
+        store(tier, new_cell(502))
+        world.clock.advance(RETIRED_SWEEP_S)
+        tier.tick()
+        assert len(caplog.records) == 1
+
+
+def test_a_put_that_is_refused_evicts_nobody(world: World) -> None:
+    """Between pinned cells there is no stretch long enough, however many are evicted."""
+    slots = [store(world.tier, new_cell(number)) for number in range(8)]
+    world.tier.pin(slots[1::2])
+    assert world.tier.reserve(new_cell(9, pages=2), world.tier.next_stamp()) is Refusal.NO_ROOM
+    assert world.tier.stats.evicted == 0
+    world.tier.unpin(slots[1:2])
+    store(world.tier, new_cell(9, pages=2))
+    assert world.tier.stats.evicted == 2, "those two that lie side by side"
 
 
 def test_expiry_hides_and_makes_way(world: World) -> None:
@@ -547,6 +616,72 @@ def test_open_tier_never_discards_for_an_operating_system_fault(world: World) ->
         assert all(holds(tier, new) for new in cells), f"operation {fail_at} cost all cells"
         if not fs.faults:
             return
+    pytest.fail("no run without a fault")
+
+
+@pytest.mark.parametrize("sticky", [False, True])
+def test_whatever_fails_in_a_life_the_tier_is_whole_again(sticky: bool) -> None:
+    """Every operation of retiring, sweeping, dying and adopting fails once, or from then on."""
+    for fail_at in range(1, 100):
+        with shared_folder() as folder:
+            clock = ManualClock()
+            world = World(folder, clock, small_tier(FS, clock, folder, PAGES))
+            fs = FaultyFileSystem(FS, fail_at, sticky)
+            dead = troubled_life(world, fs)
+            tier = world.restart()
+            assert accounted_bytes(tier) == world.backed_bytes() == PAGES * PAGE
+            ranges = tier.table.retired_ranges()
+            assert all(any(a <= x and x + n <= b for a, b in ranges) for x, n in dead)
+            for number in range(200, 208):
+                store(tier, new_cell(number))
+            assert all(holds(tier, new_cell(number)) for number in range(200, 208))
+            if not fs.faults:
+                assert fail_at > 20
+                return
+    pytest.fail("no run without a fault")
+
+
+def troubled_life(world: World, fs: FaultyFileSystem) -> list[tuple[int, int]]:
+    """Writers that are lost, sweeps and a death, on a file system that fails; what was retired."""
+    dead: list[tuple[int, int]] = []
+    for number in range(3):
+        try:
+            tier = world.restart(fs)
+        except (OSError, StateError):
+            assert fs.faults
+            tier = world.restart(fs if not fs.sticky else FS)
+        lost = [tier.reserve(new_cell(10 * number + i), tier.next_stamp()) for i in range(3)]
+        slots = [slot for slot in lost if not isinstance(slot, Refusal)]
+        dead += [place(tier, slot) for slot in slots]
+        for slot in slots[:2]:
+            tier.retire(slot)
+        assert accounted_bytes(tier) <= PAGES * PAGE
+        aborted = tier.reserve(new_cell(100 + number), tier.next_stamp())
+        if not isinstance(aborted, Refusal):
+            tier.abort(aborted)
+        world.clock.advance(RETIRED_SWEEP_S)
+        tier.tick()
+    return dead
+
+
+@pytest.mark.parametrize("sticky", [False, True])
+def test_a_foreign_folder_is_replaced_sooner_or_later(sticky: bool) -> None:
+    """Every operation of discarding another boot's arena and making one fails once."""
+    for fail_at in range(1, 60):
+        with shared_folder() as folder:
+            clock = ManualClock()
+            store(small_tier(FS, clock, folder, PAGES), new_cell(1))
+            small_tier(FS, clock, folder, PAGES).table.header["boot_id"] = np.void(bytes(16))
+            fs = FaultyFileSystem(FS, fail_at, sticky)
+            with suppress(OSError, ConfigError):
+                open_tier(fs, clock, folder, PAGES * PAGE, incarnation=2)
+            tier = open_tier(FS, clock, folder, PAGES * PAGE, incarnation=3)
+            assert not holds(tier, new_cell(1))
+            store(tier, new_cell(2))
+            assert accounted_bytes(tier) == PAGES * PAGE
+            if not fs.faults:
+                assert fail_at > 12
+                return
     pytest.fail("no run without a fault")
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
+from kvstore import leases as leases_module
 from kvstore import node as node_module
 from kvstore.arena import Arena
 from kvstore.block import HEADER_BYTES
@@ -21,7 +22,9 @@ from kvstore.cell import BLOCK_TOKENS_MAX, CELL_BYTES_MAX, CELLS_MAX
 from kvstore.clock import ManualClock
 from kvstore.errors import UsageError
 from kvstore.fs import LinuxFileSystem
-from kvstore.node import LEASE_MARGIN_S, LEASE_MS_MAX, SESSION_DEAD_S, Node
+from kvstore.leases import LEASE_MARGIN_S, LEASE_MS_MAX
+from kvstore.node import RESERVATION_S_MAX, SESSION_DEAD_S, STALL_S, Node
+from kvstore.table import WAYS
 from kvstore.tiers.host import HostTier
 from kvstore.tiers.tier import NewCell, Refusal
 from tests.faults import FaultyFileSystem
@@ -141,7 +144,8 @@ def test_an_unknown_session_changes_nothing(world: World) -> None:
     world.node.abandon(99, reply.slots, reply.generations)
     assert world.reserve(session, [new_cell(1)]).outcomes.tolist() == [Outcome.BUSY]
     world.put(session, [new_cell(3)])
-    assert world.node.acquire(99, keys(3), cells_of(0), 1000).outcomes.tolist() == [Outcome.MISS]
+    stranger = world.node.acquire(99, keys(3, 4), cells_of(0, 0), 1000)
+    assert stranger.outcomes.tolist() == [Outcome.REFUSED] * 2, "a miss would be a lie"
     assert world.node.stats().leases == 0
 
 
@@ -184,6 +188,21 @@ def test_nobody_dies_because_the_node_stood_still(world: World) -> None:
     world.node.tick()
     assert world.node.stats().leases == 1
     assert world.node.beat(session)
+
+
+@pytest.mark.parametrize("apart_s", [STALL_S, 2 * STALL_S, 60.0])
+def test_a_node_that_is_always_late_ends_what_is_over_all_the_same(
+    world: World, apart_s: float
+) -> None:
+    session = world.node.open_session()
+    world.put(session, [new_cell(1)])
+    assert world.node.acquire(session, keys(1), cells_of(0), 1000).lease
+    for _ in range(int(SESSION_DEAD_S / STALL_S)):
+        assert world.node.stats().sessions == 1
+        world.clock.advance(apart_s)
+        world.node.tick()
+    assert not world.node.beat(session)
+    assert world.node.stats().leases == 0
 
 
 def test_commit_is_idempotent(world: World) -> None:
@@ -267,6 +286,73 @@ def test_a_lease_outlives_what_its_reader_believes(
     assert world.node.stats().leases == 1
     world.pass_time(0.2, beating=(session,))
     assert world.node.stats().leases == 0
+
+
+def test_one_session_never_leases_the_whole_tier(world: World) -> None:
+    greedy, other = world.node.open_session(), world.node.open_session()
+    world.put(greedy, [new_cell(number) for number in range(8)])
+    reply = world.node.acquire(greedy, keys(*range(8), 99), cells_of(*[0] * 9), LEASE_MS_MAX)
+    half = [Outcome.FOUND] * 4 + [Outcome.REFUSED] * 4
+    assert reply.outcomes.tolist() == [*half, Outcome.MISS]
+    again = world.node.acquire(greedy, keys(0, 7), cells_of(0, 0), 1000)
+    assert again.outcomes.tolist() == [Outcome.FOUND, Outcome.REFUSED], "its own cost nothing more"
+    refused = world.node.acquire(greedy, keys(7), cells_of(0), 1000)
+    assert (refused.lease, refused.outcomes.tolist()) == (0, [Outcome.REFUSED])
+    assert world.put(other, [new_cell(20 + number) for number in range(4)]) == [Outcome.STORED] * 4
+    world.node.release(greedy, reply.lease)
+    outcomes = world.node.acquire(greedy, keys(20, 21, 22), cells_of(0, 0, 0), 1000).outcomes
+    assert outcomes.tolist() == [Outcome.FOUND] * 3
+    world.node.close_session(greedy)
+    assert world.node.stats().leases == 0
+
+
+def test_leases_of_a_session_are_counted(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases_module, "LEASES_PER_SESSION_MAX", 2)
+    session, other = world.node.open_session(), world.node.open_session()
+    world.put(session, [new_cell(1)])
+    replies = [world.node.acquire(session, keys(1), cells_of(0), 1000) for _ in range(3)]
+    outcomes = [reply.outcomes.tolist() for reply in replies]
+    assert outcomes == [[Outcome.FOUND], [Outcome.FOUND], [Outcome.REFUSED]]
+    assert world.node.acquire(other, keys(1), cells_of(0), 1000).lease
+    world.node.release(session, replies[0].lease)
+    assert world.node.acquire(session, keys(1), cells_of(0), 1000).lease
+
+
+def test_a_commit_whose_place_is_taken_by_readers_is_refused(world: World) -> None:
+    """All entries where the key could go are those of leased cells: that is no damage."""
+    with shared_folder() as folder:
+        tier = small_tier(world.fs, world.clock, folder, pages=64, slots=17)
+        node = Node(NodeIdentity("n", 1, "h", str(folder)), tier, world.clock)
+        small = World(world.clock, world.fs, tier, node)
+        session, readers = node.open_session(), [node.open_session() for _ in range(3)]
+        new, rivals = crowded(tier)
+        reply = small.reserve(session, [new])
+        digest = write_cell(tier.arena, int(reply.offsets[0]), new)
+        assert small.put(session, rivals) == [Outcome.STORED] * len(rivals)
+        for reader, start in zip(readers, range(0, 16, 6), strict=True):
+            some = [one.key for one in rivals[start : start + 6]]
+            assert node.acquire(reader, packed(some), cells_of(*[0] * len(some)), 1000).lease
+        assert small.commit(session, reply, [0], [digest]) == [Outcome.REFUSED]
+        node.close_session(readers[0])
+        assert small.put(session, [new]) == [Outcome.STORED], "its memory is used again"
+
+
+def crowded(tier: HostTier) -> tuple[NewCell, list[NewCell]]:
+    """A cell, and the fewest others that fill both its buckets."""
+    table = tier.table
+    buckets = [int(b[0]) for b in table._buckets(packed([key_number(0)]).view("<u8"), cells_of(0))]
+    assert buckets[0] != buckets[1]
+    rivals: list[NewCell] = []
+    room = dict.fromkeys(buckets, WAYS)
+    for number in range(1, 10_000):
+        key = packed([key_number(number)])
+        mine = [int(b[0]) for b in table._buckets(key.view("<u8"), cells_of(0))]
+        if mine[0] == mine[1] and room.get(mine[0]):
+            room[mine[0]] -= 1
+            rivals.append(new_cell(number))
+        if not any(room.values()):
+            return new_cell(0), rivals
+    pytest.fail("no such keys")
 
 
 def test_leases_end_with_their_session(world: World) -> None:
@@ -369,6 +455,18 @@ def test_reservations_have_a_quota(world: World, monkeypatch: pytest.MonkeyPatch
     assert world.reserve(session, [new_cell(5)]).outcomes.tolist() == [Outcome.RESERVED]
 
 
+def test_a_write_whose_end_was_lost_does_not_block_its_cell_for_ever(world: World) -> None:
+    """Abort or Abandon did not arrive, but the writer's session lives on."""
+    writer, other = world.node.open_session(), world.node.open_session()
+    reply = world.reserve(writer, [new_cell(1)])
+    world.pass_time(RESERVATION_S_MAX - 1, beating=(writer, other))
+    assert world.put(other, [new_cell(1)]) == [Outcome.BUSY]
+    world.pass_time(2, beating=(writer, other))
+    assert world.put(other, [new_cell(1)]) == [Outcome.STORED]
+    assert world.commit(writer, reply, [0], [0]) == [Outcome.LOST]
+    assert world.node.stats().host.retired == 1
+
+
 def test_too_many_cells_in_one_call_are_a_callers_bug(world: World) -> None:
     session = world.node.open_session()
     many = packed([key_number(1)] * (MAX_CELLS_PER_CALL + 1))
@@ -388,7 +486,9 @@ def test_too_many_cells_in_one_call_are_a_callers_bug(world: World) -> None:
 def test_no_room_is_said_while_everything_is_leased(world: World) -> None:
     session = world.node.open_session()
     world.put(session, [new_cell(number) for number in range(8)])
-    lease = world.node.acquire(session, keys(*range(8)), cells_of(*[0] * 8), 1000).lease
+    other = world.node.open_session()
+    lease = world.node.acquire(session, keys(*range(4)), cells_of(*[0] * 4), 1000).lease
+    assert world.node.acquire(other, keys(*range(4, 8)), cells_of(*[0] * 4), 1000).lease
     reply = world.reserve(session, [new_cell(9)])
     assert reply.refusals.tolist() == [Refusal.NO_ROOM]
     world.node.release(session, lease)

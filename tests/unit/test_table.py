@@ -244,7 +244,7 @@ def test_only_a_key_table_is_mapped(folder: Path) -> None:
     ("field", "value", "words"),
     [
         ("magic", b"", "is not a key table"),
-        ("version", 2, "format version 2, this is version 1"),
+        ("version", 1, "format version 1, this is version 2"),
         ("slots", 9, "torn"),
         ("slots", 1 << 63, "torn"),
         ("buckets", 0, "torn"),
