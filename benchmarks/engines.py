@@ -61,11 +61,12 @@ def model_of(run: Run) -> PreTrainedModel:
     return model
 
 
-def namespace_for(model: PreTrainedModel) -> Namespace:
+def namespace_for(model: PreTrainedModel, block_tokens: int) -> Namespace:
     """The model's namespace; its weights have a name here, since nobody shares with this tier."""
     layout = layout_for(model)
+    grid = grid_of(layout, block_tokens)
     return namespace_of(
-        model.config, grid_of(layout), layout, weights="benchmark", numerics=numerics_of(model)
+        model.config, grid, layout, weights="benchmark", numerics=numerics_of(model)
     )
 
 
@@ -79,7 +80,9 @@ def prompt_of(model: PreTrainedModel, tokens: int, seed: int) -> Tokens:
 def engine_for(model: PreTrainedModel, tier: Samovar | None) -> Iterator[TransformersEngine]:
     """An engine with the tier behind it, or alone."""
     clock = SystemClock()
-    connector = None if tier is None else Connector(tier, namespace_for(model), clock)
+    connector = (
+        None if tier is None else Connector(tier, namespace_for(model, tier.block_tokens), clock)
+    )
     engine = TransformersEngine(model, clock, connector)
     try:
         yield engine

@@ -28,6 +28,7 @@ LAYERS_MAX = 480
 """Leaf digests of a cell must fit the one header page (see ``kvstore.block``)."""
 BLOCK_TOKENS_MIN = 16
 BLOCK_TOKENS_MAX = 4096
+BLOCK_TOKENS_DEFAULT = 64
 CELL_BYTES_MAX = 1 << 30
 
 
@@ -61,12 +62,7 @@ class Grid:
             raise GeometryError(f"every layer's row must be at least 1 byte: {self.row_bytes}")
         if self.kv_heads < 1:
             raise GeometryError(f"kv_heads must be at least 1, got {self.kv_heads}")
-        power_of_two = self.block_tokens & (self.block_tokens - 1) == 0
-        if not (power_of_two and BLOCK_TOKENS_MIN <= self.block_tokens <= BLOCK_TOKENS_MAX):
-            raise GeometryError(
-                f"block_tokens must be a power of two from {BLOCK_TOKENS_MIN} to "
-                f"{BLOCK_TOKENS_MAX}, got {self.block_tokens}"
-            )
+        check_block_tokens(self.block_tokens)
         if self.head_groups < 1 or self.kv_heads % self.head_groups:
             raise GeometryError(
                 f"head_groups must divide the {self.kv_heads} KV heads, got {self.head_groups}"
@@ -141,3 +137,14 @@ class Grid:
 
 def _within(inner: range, outer: range) -> bool:
     return outer.start <= inner.start and inner.stop <= outer.stop
+
+
+def check_block_tokens(block_tokens: int) -> int:
+    """The number itself; raises ``GeometryError`` if no block can have that many tokens."""
+    power_of_two = block_tokens & (block_tokens - 1) == 0
+    if not (power_of_two and BLOCK_TOKENS_MIN <= block_tokens <= BLOCK_TOKENS_MAX):
+        raise GeometryError(
+            f"block_tokens must be a power of two from {BLOCK_TOKENS_MIN} to "
+            f"{BLOCK_TOKENS_MAX}, got {block_tokens}"
+        )
+    return block_tokens

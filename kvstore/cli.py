@@ -21,6 +21,7 @@ from types import FrameType
 from typing import TypeVar
 
 import click
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -28,17 +29,18 @@ from kvstore import doctor as checks
 from kvstore.block import FORMAT_VERSION
 from kvstore.calls import NodeStats
 from kvstore.clock import SystemClock
+from kvstore.cluster import head
 from kvstore.cluster.launch import LocalTier, Standing
 from kvstore.cluster_map import NodeInfo
-from kvstore.config import ClusterConfig, NodeConfig, load
-from kvstore.errors import SamovarError, UnavailableError, UsageError
+from kvstore.config import ClientConfig, ClusterConfig, NodeConfig, load, name_flag
+from kvstore.errors import SamovarError, UnavailableError
 from kvstore.machine import SMALL_ARENA_BYTES
 from kvstore.rpc.client import ControlClient
 from kvstore.rpc.wire import WIRE_VERSION
+from kvstore.secret import read_secret
 from kvstore.settings import Settings, knobs
-from kvstore.state import STATE_VERSION, TierFolder
+from kvstore.state import STATE_VERSION, TierFolder, TierRecord
 
-STATS_DEADLINE_S = 2.0
 Command = TypeVar("Command", bound=Callable[..., object])
 
 
@@ -54,12 +56,14 @@ def version_text() -> str:
     )
 
 
-def settings_of(*roles: type[Settings]) -> Callable[[Command], Command]:
-    """A flag for every setting of these roles, and `--config` for a file with them."""
+def settings_of(*roles: type[Settings], only: Sequence[str] = ()) -> Callable[[Command], Command]:
+    """A flag for every setting of these roles, or `only` some, and `--config` for a file."""
 
     def decorate(command: Command) -> Command:
         for knob in reversed(knobs(roles)):
-            shown = f"{knob.description} [{knob.variable}; {knob.default.replace('`', '')}]"
+            if only and knob.name not in only:
+                continue
+            shown = f"{knob.description} [{knob.variable}, default {knob.default.replace('`', '')}]"
             if knob.field.annotation is bool:
                 command = click.option(knob.flag, is_flag=True, default=None, help=shown)(command)
             else:
@@ -78,24 +82,33 @@ json_option = click.option("--json", "as_json", is_flag=True, help="End with one
 def cli() -> None:
     """Samovar keeps prompts warm: what one worker has prefilled, any other fetches.
 
-    \b
-    samovar up --nodes 2      start a tier on this machine, with a Ray of its own
-    samovar status            its nodes, and what they hold
-    samovar doctor            what on this machine is in the way, and what to do
-    samovar down              end it and free its memory
+    `samovar up` starts a tier on this machine, with a Ray of its own; in Python,
+    Samovar.connect() of kvstore.client is then a client of it.
 
-    A setting is a flag, a variable SAMOVAR_..., or a line in a TOML file; see docs/config.md.
+    A setting is a flag, a variable SAMOVAR_..., or a line in a TOML file, in this order;
+    docs/config.md lists them all.
     """
 
 
-@cli.command()
+@cli.command(short_help="Start a tier on this machine.")
 @settings_of(ClusterConfig, NodeConfig)
 @json_option
 def up(config: Path | None, as_json: bool, **flags: object) -> None:
     """Start a tier on this machine, and return when its nodes serve.
 
-    Says so where the tier runs already. Touches only what it started itself, never another Ray.
-    Ctrl-C while it starts leaves nothing behind.
+    \b
+    samovar up                          one node
+    samovar up --arena-bytes 8GiB       with this much shared memory for blocks
+    samovar up --nodes 2                two, each as if on a host of its own
+    samovar up --name other             a second tier beside the first
+
+    How much memory? A token's KV takes 2 x layers x KV heads x head size x bytes per number:
+    128 KiB for an 8B model with 8 KV heads in bf16, so that 8GiB hold 65,536 tokens.
+
+    It goes on running when the command ends: Samovar.connect() in Python is then a client of it,
+    `samovar status` shows it, `samovar down` ends it. Where it runs already, `up` says so and mends
+    what has died. It touches only what it started itself, never another Ray. Ctrl-C while it starts
+    leaves nothing behind.
     """
     cluster, node = load(ClusterConfig, flags, config), load(NodeConfig, flags, config)
     # A service manager ends commands with SIGTERM: clear up as after Ctrl-C.
@@ -108,12 +121,15 @@ def up(config: Path | None, as_json: bool, **flags: object) -> None:
         click.echo(json.dumps(_standing_fields(standing, tier.folder)))
 
 
-@cli.command()
-@settings_of(ClusterConfig)
+@cli.command(short_help="End the tier and free its memory.")
+@settings_of(ClusterConfig, only=("name", "state_folder", "log_level"))
 @click.option("--purge", is_flag=True, help="Discard its state and logs too, of any version.")
 @json_option
 def down(config: Path | None, purge: bool, as_json: bool, **flags: object) -> None:
-    """End the tier: its processes, its Ray, its arenas. What others run is not touched."""
+    """End the tier: its processes, its Ray, its arenas with all blocks.
+
+    What others run is not touched. State and logs stay for a look, unless you --purge them.
+    """
     cluster, node = load(ClusterConfig, flags, config), load(NodeConfig, flags, config)
     with progress() as tell:
         tell(f"Ending tier {cluster.name}")
@@ -127,32 +143,42 @@ def down(config: Path | None, purge: bool, as_json: bool, **flags: object) -> No
         click.echo(json.dumps({"processes": ended.processes, "folders": ended.folders}))
 
 
-@cli.command()
-@settings_of(ClusterConfig, NodeConfig)
+@cli.command(short_help="Show the tier's nodes, and what they hold.")
+@settings_of(ClientConfig, only=("name", "state_folder", "token_file", "call_deadline_s"))
 @json_option
 def status(config: Path | None, as_json: bool, **flags: object) -> None:
-    """Show the nodes of the tier, and what they hold. Exit code 1 if one does not answer."""
-    cluster, node = load(ClusterConfig, flags, config), load(NodeConfig, flags, config)
-    token = _token(node)
+    """Show the nodes of the tier, and what they hold.
+
+    Exit code 1 if one does not answer, or if what would restart it has ended.
+    """
+    shared = {name: flags[name] for name in ("name", "state_folder")}
+    cluster, client = load(ClusterConfig, shared, config), load(ClientConfig, flags, config)
+    token = read_secret(client.token_file)
     folder = TierFolder.of(cluster.state_folder, cluster.name)
     record = folder.read()
     if record is None:
-        click.echo(f"No tier called {cluster.name} runs; start one with `samovar up`.")
+        start = f"samovar up{name_flag(cluster.name)}"
+        click.echo(f"No tier called {cluster.name} runs; start it with `{start}`.")
         if as_json:
             click.echo(json.dumps({"name": cluster.name, "map_epoch": 0, "nodes": []}))
         raise click.exceptions.Exit(1)
     cluster_map = folder.read_map()
-    found = [(info, _ask(info, token)) for info in cluster_map.nodes]
-    _show_nodes(cluster.name, cluster_map.epoch, found)
+    found = [(info, _ask(info, token, client.call_deadline_s)) for info in cluster_map.nodes]
+    if found:
+        _show_nodes(cluster.name, cluster_map.epoch, found)
+    answering = sum(stats is not None for _, stats in found)
+    complaint = _complaint(record, answering, folder.log_folder)
+    if complaint is not None:
+        click.echo(f"{complaint}.")
     if as_json:
         nodes = [_node_fields(info, stats) for info, stats in found]
         fields = {"name": cluster.name, "map_epoch": cluster_map.epoch, "nodes": nodes}
-        click.echo(json.dumps(fields))
-    if len(found) < record.nodes or any(stats is None for _, stats in found):
+        click.echo(json.dumps(fields | {"complaint": complaint}))
+    if complaint is not None:
         raise click.exceptions.Exit(1)
 
 
-@cli.command()
+@cli.command(short_help="Say what on this machine is in the way, and what to do.")
 @settings_of(ClusterConfig, NodeConfig)
 @json_option
 def doctor(config: Path | None, as_json: bool, **flags: object) -> None:
@@ -205,18 +231,23 @@ def _interrupted(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _token(node: NodeConfig) -> str | None:
-    if node.token_file is None:
-        return None
-    try:
-        return node.token_file.read_text().strip()
-    except OSError as error:
-        raise UsageError(f"cannot read the token file {node.token_file}: {error}") from None
+def _complaint(record: TierRecord, answering: int, log_folder: Path) -> str | None:
+    """What of the tier is not as it should be, and what to do; None where all is well."""
+    up = f"`samovar up{name_flag(record.name)}`"
+    if record.ray_port == 0:
+        return f"Tier {record.name} is being started, or its start was cut short: {up} starts it"
+    complaint = head.complaint(record.remains)
+    if complaint is not None or answering == record.nodes:
+        return complaint
+    return (
+        f"{record.nodes - answering} of {record.nodes} nodes gave no answer: one that died is "
+        f"back within seconds; if it is not, see {log_folder}, then {up}"
+    )
 
 
-def _ask(info: NodeInfo, token: str | None) -> NodeStats | None:
+def _ask(info: NodeInfo, token: str | None, deadline_s: float) -> NodeStats | None:
     """What the node says of itself, None if it does not answer."""
-    client = ControlClient(info.control, token, STATS_DEADLINE_S)
+    client = ControlClient(info.control, token, deadline_s)
     try:
         return client.stats()
     except UnavailableError:
@@ -239,19 +270,24 @@ def _show_standing(standing: Standing, folder: TierFolder) -> None:
             f"An arena below {mebibytes(SMALL_ARENA_BYTES)} holds little more than one long "
             "prompt: raise it with --arena-bytes, or give the machine more shared memory."
         )
-    other = "" if record.name == ClusterConfig.model_fields["name"].default else record.name
-    name = f" --name {other}" if other else ""
-    click.echo(f"Next: samovar status{name}   (and in the end: samovar down{name})")
+    name = name_flag(record.name)
+    variable = f", with SAMOVAR_NAME={record.name}" if name else ""
+    click.echo(f"Next: samovar status{name}; in Python, Samovar.connect(){variable};")
+    click.echo(f"in the end, samovar down{name}")
 
 
 def _show_nodes(name: str, epoch: int, found: Sequence[tuple[NodeInfo, NodeStats | None]]) -> None:
-    table = Table(title=f"Tier {name}, map {epoch}", title_justify="left")
-    for title in ("node", "control", "start", "used", "arena", "cells", "evicted", "sessions"):
-        table.add_column(title, justify="left" if title in ("node", "control") else "right")
+    table = Table(
+        title=f"Tier {name}, map {epoch}", title_justify="left", box=SIMPLE, pad_edge=False
+    )
+    for title in ("node", "control"):
+        table.add_column(title, no_wrap=True)
+    for title in ("start", "used", "arena", "cells", "evicted", "sessions"):
+        table.add_column(title, justify="right")
     for info, stats in found:
         row = [info.node_id, info.control, str(info.incarnation)]
         if stats is None:
-            table.add_row(*row, "no answer")
+            table.add_row(*row, "silent")
             continue
         host = stats.host
         sizes = [mebibytes(host.held_bytes), mebibytes(host.capacity_bytes)]

@@ -1,11 +1,12 @@
 """The client: what an engine's side calls. One class, synchronous, for any number of threads.
 
     with Samovar.open(size_bytes=1 << 30) as tier:          # embedded: this process only
-    with Samovar.connect("127.0.0.1:50051") as tier:        # a storage node's gRPC address
+    with Samovar.connect() as tier:                         # what `samovar up` started here
+    with Samovar.connect("10.0.0.7:50051") as tier:         # a storage node's gRPC address
         plan = tier.longest_prefix(namespace, tokens, boundaries=[600])
-        got = tier.get_into(plan, rows)                     # got.tokens are in rows, verified
+        got = tier.get_into(plan, rows)                     # got.stop tokens are in rows, verified
         ... the engine prefills the rest ...
-        tier.put(namespace, tokens, rows, start=got.tokens, boundaries=[600])
+        tier.put(namespace, tokens, rows, start=got.stop, boundaries=[600])
 
 A miss, a dead node and a full tier are answers (``Plan``, ``Fetched``, ``Stored``), never
 exceptions; ``UsageError`` and its kin are the caller's bugs. After a fork the child must open its
@@ -14,9 +15,7 @@ own.
 
 import itertools
 import os
-import shutil
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -27,24 +26,19 @@ import numpy as np
 import numpy.typing as npt
 
 from kvstore import reading, search, writing
-from kvstore.access import InProcessNode
-from kvstore.calls import NodeIdentity, NodeStats
+from kvstore.calls import NodeStats
+from kvstore.cell import BLOCK_TOKENS_DEFAULT, check_block_tokens
 from kvstore.clock import Clock, Deadline, SystemClock
-from kvstore.cluster_routes import ClusterRoutes
+from kvstore.config import TTL_S_MAX, ClientConfig, load
+from kvstore.embedded import embedded_tier
+from kvstore.entry import enter
 from kvstore.errors import UnavailableError, UsageError
-from kvstore.fs import LinuxFileSystem
 from kvstore.key import Chain
-from kvstore.machine import host_id as machine_host_id
 from kvstore.namespace import Namespace
-from kvstore.node import Node
 from kvstore.plan import Fetched, Plan, Stored, merged
-from kvstore.routes import OneNode, Routes
+from kvstore.routes import Routes
 from kvstore.rows import KVRows
-from kvstore.tiers.host import HostTier, default_slots
-from kvstore.transport.local import LocalTransport
 
-GET_DEADLINE_S = 5.0
-PUT_DEADLINE_S = 30.0
 SHM_FOLDER = Path("/dev/shm")
 READERS = 8
 """Nodes that one process reads from at the same time."""
@@ -55,12 +49,10 @@ TokenIds = Sequence[int] | npt.NDArray[np.integer]
 class Samovar:
     """A tier of warm prompts, embedded or of a cluster."""
 
-    def __init__(
-        self, routes: Routes, clock: Clock, on_close: Callable[[], None] | None = None
-    ) -> None:
+    def __init__(self, routes: Routes, clock: Clock, config: ClientConfig) -> None:
         self._routes = routes
         self._clock = clock
-        self._on_close = on_close
+        self._config = config
         self._operations = itertools.count(1)
         self._workers = ThreadPoolExecutor(READERS, "samovar-read")
         self._process = os.getpid()
@@ -68,43 +60,58 @@ class Samovar:
 
     @classmethod
     def open(
-        cls, size_bytes: int, shm_folder: Path = SHM_FOLDER, clock: Clock | None = None
+        cls,
+        size_bytes: int,
+        shm_folder: Path = SHM_FOLDER,
+        clock: Clock | None = None,
+        block_tokens: int = BLOCK_TOKENS_DEFAULT,
     ) -> Self:
         """An embedded tier of ``size_bytes`` of shared memory: no Ray, no server, no network.
 
-        It lives in a private folder below ``shm_folder`` and is gone when it is closed.
+        Its memory is this process's: it is gone when the tier is closed, or the process ends,
+        however it ends. Goes by no setting.
         """
         clock = clock or SystemClock()
-        fs = LinuxFileSystem()
-        folder = Path(tempfile.mkdtemp(prefix="samovar-embedded-", dir=shm_folder))
-        try:
-            slots = default_slots(size_bytes)
-            tier = HostTier.create(fs, clock, folder, size_bytes, slots, incarnation=1)
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
-        identity = NodeIdentity("embedded", 1, machine_host_id(), str(folder))
-        access = InProcessNode(Node(identity, tier, clock))
-        routes = OneNode(access, LocalTransport.open(fs, folder), tier.table)
-        return cls(routes, clock, on_close=lambda: shutil.rmtree(folder, ignore_errors=True))
+        check_block_tokens(block_tokens)
+        routes = embedded_tier(size_bytes, shm_folder, clock, block_tokens)
+        return cls(routes, clock, ClientConfig())
 
     @classmethod
     def connect(
         cls,
-        address: str,
+        address: str | None = None,
         host_id: str | None = None,
         token_file: Path | None = None,
         clock: Clock | None = None,
     ) -> Self:
         """A client of the cluster that the node at ``address`` ("host:port") belongs to.
 
+        What is not given here is as the settings say (``ClientConfig``): variables, then the
+        settings file. Without any address it is the tier that runs on this machine. Raises
+        ``UnavailableError`` if no node answers.
+
         ``host_id`` is this process's host identity, by default the machine's: a node that has the
         same one is the own node, whose arena is mapped; all others are reached over sockets.
         """
+        given = {"address": address, "host_id": host_id, "token_file": token_file}
+        return cls.from_config(load(ClientConfig, given), clock)
+
+    @classmethod
+    def from_config(cls, config: ClientConfig, clock: Clock | None = None) -> Self:
+        """``connect`` by these settings alone, whatever the environment says."""
         clock = clock or SystemClock()
-        token = token_file.read_text().strip() if token_file else None
-        routes = ClusterRoutes.open(address, host_id or machine_host_id(), token, clock)
-        return cls(routes, clock)
+        return cls(enter(config, clock), clock, config)
+
+    @property
+    def block_tokens(self) -> int:
+        """Tokens in a full block of this tier: what a namespace's grid must have.
+
+        Raises ``UnavailableError`` while the node that we are connected to is only starting.
+        """
+        known = self._routes.block_tokens
+        if known is None:
+            raise UnavailableError("the node knows no cluster map yet: ask again in a moment")
+        return known
 
     def longest_prefix(
         self,
@@ -118,7 +125,7 @@ class Samovar:
         Tails are looked for at ``boundaries`` only. ``mask`` names the cells that this reader
         needs (default all of the grid). Neither pins nor touches.
         """
-        self._check()
+        self._check(namespace)
         chain = Chain.of(namespace, tokens, boundaries)
         return search.longest_prefix(
             namespace,
@@ -129,15 +136,25 @@ class Samovar:
             self._routes.locate,
         )
 
-    def get_into(self, plan: Plan, rows: KVRows, deadline_s: float | None = None) -> Fetched:
+    def get_into(
+        self, plan: Plan, rows: KVRows, deadline_s: float | None = None, start: int = 0
+    ) -> Fetched:
         """Fill ``rows`` with what was planned; see ``Fetched`` for what to rely on.
 
-        Blocks until everything came or ``deadline_s`` (default 5) is over. When it returns,
+        ``start`` says how many first tokens the caller has in ``rows`` already: blocks wholly
+        before it are neither read nor written, the block that contains it is loaded whole. With
+        ``start`` at or beyond the plan's end nothing is read.
+
+        Blocks until everything came or ``deadline_s`` (by default the setting ``get_deadline_s``,
+        5 seconds) is over. When it returns,
         nobody writes into ``rows`` any more.
         """
         self._check()
-        deadline = Deadline.after(self._clock, GET_DEADLINE_S if deadline_s is None else deadline_s)
-        return reading.read(plan, rows, self._routes, self._workers, deadline)
+        if not isinstance(start, int | np.integer) or start < 0:
+            raise UsageError(f"start must be how many tokens the rows hold, 0 or more: {start!r}")
+        wait_s = self._config.get_deadline_s if deadline_s is None else deadline_s
+        deadline = Deadline.after(self._clock, wait_s)
+        return reading.read(plan, rows, self._routes, self._workers, deadline, int(start))
 
     def put(
         self,
@@ -147,15 +164,18 @@ class Samovar:
         start: int = 0,
         boundaries: Sequence[int] = (),
         mask: int | None = None,
-        ttl_s: int = 0,
+        ttl_s: int | None = None,
     ) -> Stored:
         """Store the full blocks of ``tokens`` that end behind ``start``, and named tails.
 
         ``tokens`` are those whose KV is in ``rows``, from the first on; ``start`` says how many of
         them are known to be in the tier. Tails are stored at ``boundaries`` only. What is there
-        already is touched, not sent. Returns when nobody reads ``rows`` any more.
+        already is touched, not sent. Blocks live for ``ttl_s`` after their last use, 0: as long as
+        there is room; by default as the settings say. Returns when nobody reads ``rows`` any more.
         """
-        self._check()
+        self._check(namespace)
+        if ttl_s is not None and not 0 <= ttl_s <= TTL_S_MAX:
+            raise UsageError(f"ttl_s must be 0 to {TTL_S_MAX} seconds, got {ttl_s}")
         if not 0 <= start <= len(tokens):
             raise UsageError(f"start {start} is outside the {len(tokens)} tokens")
         chain = Chain.of(namespace, tokens, boundaries)
@@ -165,9 +185,9 @@ class Samovar:
             mask=namespace.grid.full_mask if mask is None else mask,
             start=start,
             operation=next(self._operations),
-            ttl_s=ttl_s,
+            ttl_s=self._config.default_ttl_s if ttl_s is None else ttl_s,
         )
-        deadline = Deadline.after(self._clock, PUT_DEADLINE_S)
+        deadline = Deadline.after(self._clock, self._config.put_deadline_s)
         try:
             route = self._routes.write_route()
         except UnavailableError as fault:
@@ -194,8 +214,6 @@ class Samovar:
         self._closed = True
         self._workers.shutdown()
         self._routes.close()
-        if self._on_close is not None:
-            self._on_close()
 
     def __enter__(self) -> Self:
         return self
@@ -208,7 +226,7 @@ class Samovar:
     ) -> None:
         self.close()
 
-    def _check(self) -> None:
+    def _check(self, namespace: Namespace | None = None) -> None:
         if self._process != os.getpid():
             raise UsageError(
                 f"this client was opened by process {self._process} before it forked this one: "
@@ -216,3 +234,9 @@ class Samovar:
             )
         if self._closed:
             raise UsageError("this client is closed: open another one")
+        known = self._routes.block_tokens
+        if namespace is not None and known not in (None, namespace.grid.block_tokens):
+            raise UsageError(
+                f"the namespace has blocks of {namespace.grid.block_tokens} tokens, this tier "
+                f"{known}: build its grid with the client's block_tokens"
+            )

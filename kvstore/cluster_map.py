@@ -1,7 +1,7 @@
 """The cluster map: which storage nodes there are, numbered by the coordinator.
 
 Only the map moves the homes of the directory; whether a node answers just now is another matter
-(``kvstore.membership``). An epoch names one map for good; a higher epoch replaces a lower one.
+(``kvstore.membership``). An epoch names one map of a tier for good; a higher one replaces a lower.
 A node's index is never given to another node of the cluster, so an old index in a message names
 a node that is gone, never a wrong one.
 """
@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from xxhash import xxh3_64_intdigest
 
+from kvstore.cell import BLOCK_TOKENS_DEFAULT, check_block_tokens
 from kvstore.errors import UsageError
 
 NODES_MAX = 1 << 16
@@ -55,14 +56,22 @@ class NodeInfo:
 
 @dataclass(frozen=True)
 class ClusterMap:
-    """The storage nodes of one epoch, sorted by index."""
+    """The storage nodes of one epoch, sorted by index, and what all their clients go by.
+
+    ``tier_id`` is random, made when the tier is: epochs of two tiers have nothing to do with each
+    other, even where the second has come to the addresses of the first. ``block_tokens`` is how
+    many tokens a full block of this tier has.
+    """
 
     epoch: int
     nodes: tuple[NodeInfo, ...]
+    block_tokens: int = BLOCK_TOKENS_DEFAULT
+    tier_id: str = ""
 
     def __post_init__(self) -> None:
         if self.epoch < 0:
             raise UsageError(f"a map's epoch must be at least 0, got {self.epoch}")
+        check_block_tokens(self.block_tokens)
         indexes = [node.index for node in self.nodes]
         if indexes != sorted(set(indexes)):
             raise UsageError(f"nodes of a map must be sorted by distinct indexes, got {indexes}")
@@ -70,9 +79,22 @@ class ClusterMap:
             raise UsageError("two nodes of a map have the same node_id: give each its own folder")
 
     @classmethod
-    def of(cls, epoch: int, nodes: Iterable[NodeInfo]) -> "ClusterMap":
+    def of(
+        cls,
+        epoch: int,
+        nodes: Iterable[NodeInfo],
+        block_tokens: int = BLOCK_TOKENS_DEFAULT,
+        tier_id: str = "",
+    ) -> "ClusterMap":
         """A map of nodes in any order."""
-        return cls(epoch, tuple(sorted(nodes, key=lambda node: node.index)))
+        return cls(epoch, tuple(sorted(nodes, key=lambda node: node.index)), block_tokens, tier_id)
+
+    def replaces(self, held: "ClusterMap") -> bool:
+        """Whether whoever goes by ``held`` is to go by this one: newer, and of the same tier.
+
+        A map without a ``tier_id`` is of none yet.
+        """
+        return held.tier_id in ("", self.tier_id) and self.epoch > held.epoch
 
     @cached_property
     def _by_index(self) -> dict[int, NodeInfo]:

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvstore.access import NodeAccess
+from kvstore.calls import NodeIdentity
 from kvstore.clock import Clock
 from kvstore.cluster_map import ClusterMap, NodeInfo
 from kvstore.errors import ConfigError, StateError, UnavailableError
@@ -29,6 +30,7 @@ from kvstore.placement import homes_of
 from kvstore.plan import OWN_NODE
 from kvstore.routes import WriteRoute
 from kvstore.rpc.client import ControlClient, StaleMap
+from kvstore.rpc.wire import CALL_DEADLINE_S, CONTACT_S
 from kvstore.table import Cells, KeyTable
 from kvstore.transport.base import Transport
 from kvstore.transport.local import LocalTransport
@@ -44,16 +46,16 @@ INTRODUCED_MAX = 8
 
 @dataclass(slots=True)
 class _Own:
-    """The mapped arena of the own node, and which of its lives it belongs to."""
+    """The mapped arena of the own node, and which life of which node it belongs to."""
 
-    incarnation: int
+    identity: NodeIdentity
     table: KeyTable
     transport: LocalTransport
 
 
 @dataclass(slots=True)
 class _Peer:
-    """One other node: connections, and until when to leave it alone."""
+    """A node over sockets: connections, and until when to leave it alone."""
 
     info: NodeInfo
     control: ControlClient
@@ -64,8 +66,16 @@ class _Peer:
 class ClusterRoutes:
     """All nodes of one cluster, seen from one client."""
 
-    def __init__(self, entry: ControlClient, host_id: str, token: str | None, clock: Clock) -> None:
+    def __init__(
+        self,
+        entry: ControlClient,
+        host_id: str,
+        token: str | None,
+        clock: Clock,
+        call_deadline_s: float = CALL_DEADLINE_S,
+    ) -> None:
         self._entry = entry
+        self._call_deadline_s = call_deadline_s
         self._host_id = host_id
         self._token = token
         self._clock = clock
@@ -79,15 +89,23 @@ class ClusterRoutes:
         )
 
     @classmethod
-    def open(cls, address: str, host_id: str, token: str | None, clock: Clock) -> "ClusterRoutes":
+    def open(
+        cls,
+        address: str,
+        host_id: str,
+        token: str | None,
+        clock: Clock,
+        call_deadline_s: float = CALL_DEADLINE_S,
+    ) -> "ClusterRoutes":
         """Connect to the node at ``address``; raises ``UnavailableError`` if nobody answers."""
-        entry = ControlClient(address, token)
+        entry = ControlClient(address, token, call_deadline_s)
         try:
-            entry.hello()
+            hello = entry.hello()
         except (ConfigError, UnavailableError):
             entry.close()
             raise
-        routes = cls(entry, host_id, token, clock)
+        routes = cls(entry, host_id, token, clock, call_deadline_s)
+        routes._newer = hello.map  # the session's own news of it may still be on their way
         routes._introducing.start()
         return routes
 
@@ -96,7 +114,11 @@ class ClusterRoutes:
         """The newest map that any node has told us."""
         told = self._entry.map
         newer = self._newer
-        return newer if newer is not None and newer.epoch > told.epoch else told
+        return newer if newer is not None and newer.replaces(told) else told
+
+    @property
+    def block_tokens(self) -> int | None:
+        return self.map.block_tokens if self.map.epoch else None
 
     def own_table(self) -> KeyTable | None:
         own = self._mapped()
@@ -243,15 +265,19 @@ class ClusterRoutes:
                 self._hang_up(self._peers.pop(node))
                 peer = None
             if peer is None:
-                control = ControlClient(info.control, self._token)
+                control = self._entry if self._is_entry(node) else self._connected(info)
                 bulk = TcpTransport(info.bulk, self._token.encode() if self._token else None)
                 peer = self._peers[node] = _Peer(info, control, bulk)
         if peer.rest_until_s > self._clock.monotonic_s():
             raise UnavailableError(f"node {node} failed a moment ago")
         return peer
 
+    def _connected(self, info: NodeInfo) -> ControlClient:
+        return ControlClient(info.control, self._token, self._call_deadline_s, CONTACT_S)
+
     def _hang_up(self, peer: _Peer) -> None:
-        peer.control.close()
+        if peer.control is not self._entry:
+            peer.control.close()
         peer.bulk.close()
 
     def _is_entry(self, node: int) -> bool:
@@ -279,7 +305,7 @@ class ClusterRoutes:
         if identity.host_id != self._host_id:
             return None
         own = self._own
-        if own is not None and own.incarnation == identity.incarnation:
+        if own is not None and own.identity == identity:
             return own
         with self._lock:
             folder = Path(identity.arena_folder)
@@ -291,7 +317,7 @@ class ClusterRoutes:
                 return None
             if self._own is not None:
                 self._own.transport.close()
-            self._own = _Own(identity.incarnation, table, transport)
+            self._own = _Own(identity, table, transport)
             return self._own
 
 

@@ -16,9 +16,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, ByteSize, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, model_validator
 
 from kvstore import settings
+from kvstore.cell import (
+    BLOCK_TOKENS_DEFAULT,
+    BLOCK_TOKENS_MAX,
+    BLOCK_TOKENS_MIN,
+    check_block_tokens,
+)
 from kvstore.settings import FILE_VARIABLE, PREFIX, Role, Settings, Unset, knobs
 
 
@@ -29,8 +35,23 @@ def _whole_path(path: Path) -> Path:
     return path.absolute()
 
 
+def _addresses(value: object) -> object:
+    """One text with commas, as flags and variables have it, or a list of them."""
+    parts = value.split(",") if isinstance(value, str) else value
+    if not isinstance(parts, list | tuple):
+        return parts
+    found = tuple(str(part).strip() for part in parts)
+    for each in found:
+        host, _, port = each.rpartition(":")
+        if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+            raise ValueError(f"{each!r} is not host:port, such as 127.0.0.1:50051")
+    return found
+
+
 WholePath = Annotated[Path, AfterValidator(_whole_path)]
 Port = Annotated[int, Field(ge=0, le=65535)]
+Seconds = Annotated[float, Field(gt=0.0, le=3600.0)]
+TTL_S_MAX = (1 << 32) - 1
 
 Name = Annotated[
     str,
@@ -40,16 +61,18 @@ Name = Annotated[
         "machine differ in it.",
     ),
 ]
-StateFolder = Annotated[
-    WholePath,
-    Field(description="Where a tier keeps its records, tokens and logs."),
-    Unset("`$XDG_STATE_HOME/samovar`, or `~/.local/state/samovar`"),
+_STATE_FOLDER = "Where a tier keeps its records, tokens and logs."
+_STATE_FOLDER_UNSET = Unset("`$XDG_STATE_HOME/samovar`, or `~/.local/state/samovar`")
+StateFolder = Annotated[WholePath, Field(description=_STATE_FOLDER), _STATE_FOLDER_UNSET]
+#: For a client that is given an address, and may be anywhere.
+StateFolderIfAny = Annotated[
+    WholePath | None, Field(description=_STATE_FOLDER), _STATE_FOLDER_UNSET
 ]
 TokenFile = Annotated[
     WholePath | None,
     Field(
         description="File with the secret that every caller must show, on the control and on the "
-        "bulk port."
+        "bulk port. Only its owner and group may read it."
     ),
     Unset("no secret asked"),
 ]
@@ -62,6 +85,16 @@ HostId = Annotated[
         "host identity and reaches the others over sockets.",
     ),
     Unset("this machine's own"),
+]
+DefaultTtl = Annotated[
+    int | None,
+    Field(
+        ge=0,
+        le=TTL_S_MAX,
+        description="Seconds that a block lives after its last use where the put does not say; 0 "
+        "is no limit. A client's own goes before the node's.",
+    ),
+    Unset("no limit"),
 ]
 LogLevel = Annotated[
     Literal["debug", "info", "warning", "error"],
@@ -76,6 +109,15 @@ class ClusterConfig(Settings):
     nodes: Annotated[
         int, Field(ge=1, le=64, description="Storage nodes that `up` starts on this machine.")
     ] = 1
+    block_tokens: Annotated[
+        int,
+        AfterValidator(check_block_tokens),
+        Field(
+            description="Tokens in a full block, for every model: a power of two from "
+            f"{BLOCK_TOKENS_MIN} to {BLOCK_TOKENS_MAX}. Small blocks find more of a prompt, large "
+            "ones cost less."
+        ),
+    ] = BLOCK_TOKENS_DEFAULT
     state_folder: StateFolder
     log_level: LogLevel = "info"
 
@@ -100,6 +142,15 @@ class NodeConfig(Settings):
             "`token_file` or `insecure`.",
         ),
     ] = "127.0.0.1"
+    advertise_host: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            description="Address under which clients and other nodes find both ports. Must be "
+            "given where `bind_host` stands for every address, as 0.0.0.0 does.",
+        ),
+        Unset("`bind_host`"),
+    ] = None
     control_port: Annotated[Port, Field(description="Port for gRPC; 0 takes any free one.")] = 0
     bulk_port: Annotated[Port, Field(description="Port for bytes; 0 takes any free one.")] = 0
     token_file: TokenFile = None
@@ -111,6 +162,7 @@ class NodeConfig(Settings):
         ),
     ] = False
     host_id: HostId = None
+    default_ttl_s: DefaultTtl = None
     log_level: LogLevel = "info"
 
     @model_validator(mode="after")
@@ -122,8 +174,51 @@ class NodeConfig(Settings):
             "insecure to let everybody in"
         )
 
+    @model_validator(mode="after")
+    def _others_need_an_address(self) -> Self:
+        if not is_wildcard(self.advertise_host or self.bind_host):
+            return self
+        raise ValueError(
+            f"nobody can connect to {self.advertise_host or self.bind_host}; set advertise_host to "
+            "the address under which other machines reach this one"
+        )
 
-ROLES: tuple[type[Settings], ...] = (ClusterConfig, NodeConfig)
+
+class ClientConfig(Settings):
+    """A client, wherever it runs: how it gets in, and how long it waits."""
+
+    address: Annotated[
+        tuple[str, ...],
+        BeforeValidator(_addresses),
+        Field(
+            description="Where a client gets in: `host:port`, the control address of a storage "
+            "node, or several with commas, of which the first that answers is taken."
+        ),
+        Unset("the tier `name` that runs on this machine"),
+    ] = ()
+    name: Name = "samovar"
+    state_folder: StateFolderIfAny = None
+    token_file: TokenFile = None
+    host_id: HostId = None
+    call_deadline_s: Annotated[
+        Seconds, Field(description="How long a client waits for a node's answer to one call.")
+    ] = 2.0
+    get_deadline_s: Annotated[
+        Seconds,
+        Field(description="How long a client reads; what has come by then is a shorter prefix."),
+    ] = 5.0
+    put_deadline_s: Annotated[
+        Seconds, Field(description="How long a client writes; the rest is not stored.")
+    ] = 30.0
+    default_ttl_s: DefaultTtl = None
+
+
+ROLES: tuple[type[Settings], ...] = (ClusterConfig, NodeConfig, ClientConfig)
+
+
+def name_flag(name: str) -> str:
+    """What a command about this tier needs besides its own words."""
+    return "" if name == ClusterConfig.model_fields["name"].default else f" --name {name}"
 
 
 def is_loopback(host: str) -> bool:
@@ -132,6 +227,14 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def is_wildcard(host: str) -> bool:
+    """Whether `host` stands for all addresses of a machine, so that it leads to none."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_unspecified
+    except ValueError:
+        return False
 
 
 def load(role: type[Role], flags: Mapping[str, object], file: Path | None = None) -> Role:
@@ -171,6 +274,10 @@ variable `{FILE_VARIABLE}` names. Names are flat and shared by all roles; a role
 it has. A name that no role has is an error, and so is a variable `{PREFIX}...` that names none. An
 empty variable counts as not set. Byte sizes may have a unit (`512MiB`, `8GiB`); times are in
 seconds; relative paths start at the working folder of the command.
+
+The roles: *cluster* is a tier as a whole, *node* each of its storage nodes; `samovar up` takes the
+settings of both. *client* is whoever asks the tier: `Samovar.connect()` goes by variables and file,
+its arguments go before them, and `Samovar.from_config(ClientConfig(...))` takes neither.
 
 | setting | default | role | meaning |
 | --- | --- | --- | --- |"""

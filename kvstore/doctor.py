@@ -4,7 +4,7 @@ Looks, and changes nothing. Every check is a function of what it looks at, so th
 it another machine. Does not cover: a running tier's own figures (`samovar status`).
 
 Left behind is what carries a tier's mark and belongs to no record in the state folder: an arena
-whose lock nobody holds, a process, a folder of Ray's.
+whose lock nobody holds, an embedded tier's too, a process, a folder of Ray's.
 """
 
 import fcntl
@@ -24,13 +24,16 @@ from pathlib import Path
 
 import pynvml
 
-from kvstore.cluster import processes
+from kvstore.cluster import head, processes
 from kvstore.cluster.launch import check_platform
-from kvstore.cluster.ray_local import LASTING_ROLES, TOKEN_VARIABLE
+from kvstore.cluster.ray_local import TOKEN_VARIABLE
 from kvstore.config import ClusterConfig, NodeConfig
+from kvstore.embedded import FOLDER_PREFIX
 from kvstore.errors import SamovarError, UsageError
+from kvstore.leaves import Implementation, implementation
 from kvstore.machine import SMALL_ARENA_BYTES, default_arena_bytes, host_id
 from kvstore.node_folder import LOCK_FILE
+from kvstore.secret import read_secret
 from kvstore.state import Remains, TierFolder
 
 OPEN_FILES_MIN = 4096
@@ -40,7 +43,7 @@ _FAST_HASH_FLAGS = {"x86_64": "avx2", "aarch64": "asimd"}
 
 
 class Level(Enum):
-    """How much a finding matters: a tier cannot run (FAIL), or runs worse than it could (WARN)."""
+    """How much a finding matters: a tier cannot run whole (FAIL), or as well as it could (WARN)."""
 
     OK = "ok"
     WARN = "warn"
@@ -64,15 +67,18 @@ def examine(cluster: ClusterConfig, node: NodeConfig) -> list[Finding]:
         machine(),
         page_size(mmap.PAGESIZE),
         processor(platform.machine(), Path("/proc/cpuinfo")),
+        native_code(implementation()),
         shared_memory(node.shm_folder, Path("/proc/mounts")),
         open_files(resource.getrlimit(resource.RLIMIT_NOFILE)[0]),
         *ports(node),
+        *token_file(node.token_file),
         ray_version(importlib.metadata.version),
         ray_folder(Path(tempfile.gettempdir())),
         state_folder(cluster.state_folder),
         *(token(TierFolder(path)) for path, _ in tiers),
         *(tier(path, found, host_id()) for path, found in tiers),
         *left_arenas(node.shm_folder, remains),
+        *left_embedded(node.shm_folder),
         *left_ray_folders(Path(tempfile.gettempdir()), remains),
         *left_processes(remains),
         gpu(),
@@ -107,6 +113,17 @@ def processor(architecture: str, cpuinfo: Path) -> Finding:
         text = f"without {flag or 'known vector instructions'} every get is slower to verify"
         return Finding(Level.WARN, "processor", text)
     return Finding(Level.OK, "processor", f"has {flag}, hashing is fast")
+
+
+def native_code(used: Implementation) -> Finding:
+    """Who copies and hashes: with Python's interpreter lock, or without it."""
+    if used is Implementation.PYTHON:
+        text = (
+            "leaves are copied and hashed in Python, slower: install a C compiler, then Samovar "
+            "again from its source"
+        )
+        return Finding(Level.WARN, "native code", text)
+    return Finding(Level.OK, "native code", f"leaves are copied and hashed by {used.value}")
 
 
 def shared_memory(folder: Path, mounts: Path) -> Finding:
@@ -153,6 +170,18 @@ def ports(node: NodeConfig) -> Iterator[Finding]:
         else:
             text = f"{node.bind_host}:{port or 'any'} can be had"
             yield Finding(Level.OK, name, text)
+
+
+def token_file(file: Path | None) -> Iterator[Finding]:
+    """The secret that callers of this tier are to show, where there is to be one."""
+    if file is None:
+        return
+    try:
+        read_secret(file)
+    except UsageError as error:
+        yield Finding(Level.FAIL, "token file", str(error))
+    else:
+        yield Finding(Level.OK, "token file", f"{file} can be used")
 
 
 def ray_version(version_of: Callable[[str], str]) -> Finding:
@@ -223,13 +252,9 @@ def tier(path: Path, remains: Remains, boot_id: str) -> Finding:
     if remains.boot_id != boot_id:
         text = "is from before the last boot: `samovar up` starts it anew, `samovar down` clears it"
         return Finding(Level.WARN, subject, text)
-    # Ray restarts the other ones, so a record of those may be of a former life.
-    lasting = [each for each in remains.processes if each.role in LASTING_ROLES]
-    dead = [each for each in lasting if not processes.is_alive(each)]
-    if dead or not lasting:
-        gone = ", ".join(f"{each.role} ({each.pid})" for each in dead) or "Ray"
-        text = f"{gone} ended: `samovar up` restarts the tier on its arenas, `samovar down` ends it"
-        return Finding(Level.WARN, subject, text)
+    complaint = head.complaint(remains)
+    if complaint is not None:
+        return Finding(Level.FAIL, subject, complaint)
     return Finding(Level.OK, subject, f"runs, with {len(remains.processes)} processes")
 
 
@@ -238,6 +263,14 @@ def left_arenas(shm_folder: Path, known: list[Remains]) -> Iterator[Finding]:
     for folder in _left(shm_folder, known):
         if not _is_held(folder / LOCK_FILE):
             text = f"{folder} is an arena that no running process holds: rm -r {folder}"
+            yield Finding(Level.WARN, "left behind", text)
+
+
+def left_embedded(shm_folder: Path) -> Iterator[Finding]:
+    """Memory of embedded tiers that were killed in the middle of being made."""
+    for folder in sorted(shm_folder.glob(f"{FOLDER_PREFIX}*")):
+        if folder.is_dir() and not _is_held(folder / LOCK_FILE):
+            text = f"{folder} is of an embedded tier that was killed: rm -r {folder}"
             yield Finding(Level.WARN, "left behind", text)
 
 

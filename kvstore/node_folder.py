@@ -24,6 +24,7 @@ from kvstore.clock import Clock, Deadline
 from kvstore.cluster_map import INCARNATION_MAX
 from kvstore.errors import StateError
 from kvstore.fs import FILE_MODE
+from kvstore.process import start_ticks
 
 LOCK_FILE = "lock"
 INCARNATION_FILE = "incarnation"
@@ -46,9 +47,9 @@ class Holder:
     @classmethod
     def current(cls) -> "Holder":
         """This process."""
-        stat = _process_stat(os.getpid())
-        assert stat is not None, "/proc does not show this process"
-        return cls(os.getpid(), stat[1], _pid_namespace())
+        ticks = start_ticks(os.getpid())
+        assert ticks is not None, "/proc does not show this process"
+        return cls(os.getpid(), ticks, _pid_namespace())
 
     @classmethod
     def parse(cls, record: bytes) -> "Holder | None":
@@ -64,10 +65,7 @@ class Holder:
 
     def is_dead(self) -> bool:
         """Whether the process has certainly ended; a zombie has."""
-        if self.pid_namespace != _pid_namespace():
-            return False
-        stat = _process_stat(self.pid)
-        return stat is None or stat[0] in "ZX" or stat[1] != self.start_ticks
+        return self.pid_namespace == _pid_namespace() and start_ticks(self.pid) != self.start_ticks
 
 
 class NodeFolder:
@@ -175,14 +173,3 @@ def _is_at(descriptor: int, path: Path) -> bool:
 
 def _pid_namespace() -> str:
     return os.readlink("/proc/self/ns/pid")
-
-
-def _process_stat(pid: int) -> tuple[str, int] | None:
-    """State letter and start time of a process, ``None`` if there is none."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    # The name, in parentheses, may hold spaces and parentheses itself.
-    fields = text[text.rindex(")") + 2 :].split()
-    return fields[0], int(fields[19])

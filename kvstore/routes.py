@@ -31,6 +31,11 @@ class WriteRoute:
 class Routes(Protocol):
     """Ways to nodes; ``OWN_NODE`` is the one whose arena this process has mapped."""
 
+    @property
+    def block_tokens(self) -> int | None:
+        """Tokens in a full block of this tier; ``None`` before its first map has come."""
+        ...
+
     def own_table(self) -> KeyTable | None:
         """The key table of the own node; ``None`` where there is none to map."""
         ...
@@ -67,7 +72,10 @@ class Routes(Protocol):
 class OneNode:
     """An embedded tier: one node, no directory."""
 
-    def __init__(self, access: NodeAccess, transport: Transport, table: KeyTable) -> None:
+    def __init__(
+        self, access: NodeAccess, transport: Transport, table: KeyTable, block_tokens: int
+    ) -> None:
+        self.block_tokens: int | None = block_tokens
         self._access = access
         self._transport = transport
         self._table = table

@@ -37,6 +37,7 @@ from kvstore.rpc.directory_service import DirectoryService
 from kvstore.rpc.neighbourhood import Neighbourhood
 from kvstore.rpc.peer import Peer
 from kvstore.rpc.server import ControlServer
+from kvstore.secret import read_secret
 from kvstore.tiers.host import open_tier
 from kvstore.transport.bulk_process import BulkProcess
 
@@ -54,13 +55,15 @@ PATIENCE_S = 5.0
 class NodePlace:
     """Which node this is, and the folders that are its own.
 
-    ``folder`` is on a disk and keeps the incarnation; ``arena_folder`` is on a tmpfs.
+    ``folder`` is on a disk and keeps the incarnation; ``arena_folder`` is on a tmpfs. A node takes
+    maps of ``tier_id`` only, or of the first tier that names it.
     """
 
     index: int
     node_id: str
     folder: Path
     arena_folder: Path
+    tier_id: str = ""
 
 
 class NodeServer:
@@ -87,12 +90,13 @@ class NodeServer:
         """Everything up: answers where the node is to be found.
 
         Raises ``StateError`` when another process has one of the folders or a port, and
-        ``ConfigError`` when the arena does not fit.
+        ``ConfigError`` when the arena does not fit or the token file is of no use.
         """
         try:
+            token = read_secret(self._config.token_file)
             node = self._open()
             self._thread = threading.Thread(
-                target=lambda: asyncio.run(self._serve(node)), name="samovar-node"
+                target=lambda: asyncio.run(self._serve(node, token)), name="samovar-node"
             )
             self._thread.start()
             live = self._up.result()
@@ -115,7 +119,7 @@ class NodeServer:
             host_id=identity.host_id,
             incarnation=identity.incarnation,
             control=live.control,
-            bulk=live.bulk.address,
+            bulk=live.announced(live.bulk.port),
             arena_folder=identity.arena_folder,
         )
 
@@ -159,11 +163,11 @@ class NodeServer:
         tier = open_tier(self._fs, self._clock, place.arena_folder, size_bytes, incarnation)
         host = self._config.host_id or host_id()
         identity = NodeIdentity(place.node_id, incarnation, host, str(place.arena_folder))
-        return Node(identity, tier, self._clock)
+        return Node(identity, tier, self._clock, self._config.default_ttl_s or 0)
 
-    async def _serve(self, node: Node) -> None:
+    async def _serve(self, node: Node, token: str | None) -> None:
         """The life of the event loop; says when the node is up, or why it is not."""
-        live = _Live(self._config, node, self._clock)
+        live = _Live(self._config, node, self._clock, token, self._place.tier_id)
         try:
             await live.start(self._claims[0].former_control_port())
             self._up.set_result(live)
@@ -182,14 +186,15 @@ class NodeServer:
 class _Live:
     """What runs on the event loop between start and stop."""
 
-    def __init__(self, config: NodeConfig, node: Node, clock: Clock) -> None:
-        token = None if config.token_file is None else config.token_file.read_text().strip()
+    def __init__(
+        self, config: NodeConfig, node: Node, clock: Clock, token: str | None, tier_id: str
+    ) -> None:
         directory = Directory()
         self.loop = asyncio.get_running_loop()
         self.stopping = asyncio.Event()
         self.node = node
         self.control = ""
-        self.bulletin = Bulletin(ClusterMap(0, ()))
+        self.bulletin = Bulletin(ClusterMap(0, (), tier_id=tier_id))
         self.neighbourhood = Neighbourhood(
             node, directory, self.bulletin, clock, lambda address: Peer(address, token)
         )
@@ -211,11 +216,17 @@ class _Live:
         assert self._bulk is not None, "asked before start"
         return self._bulk
 
+    def announced(self, port: int) -> str:
+        """Where others find a port of this node: what it listens on need not lead there."""
+        host = (self._config.advertise_host or self._config.bind_host).strip("[]")
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
     async def start(self, former_port: int) -> None:
         """Ports open, loops running."""
         self._bulk = await self._start_bulk(self._config.bulk_port)
-        self._cache.bulk = self._bulk.address
-        self.control = await self._open_control(former_port)
+        self._cache.bulk = self.announced(self._bulk.port)
+        listening = await self._open_control(former_port)
+        self.control = self.announced(int(listening.rpartition(":")[2]))
         for step, interval_s in (
             (self.node.tick, TICK_S),
             (self.neighbourhood.beat, TICK_INTERVAL_S),

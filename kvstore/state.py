@@ -163,7 +163,8 @@ class TierFolder:
         try:
             content = json.loads(self._map_file.read_text())
             nodes = [NodeInfo(**node) for node in content["nodes"]]
-            return ClusterMap.of(int(content["epoch"]), nodes)
+            block_tokens, tier_id = int(content["block_tokens"]), str(content["tier_id"])
+            return ClusterMap.of(int(content["epoch"]), nodes, block_tokens, tier_id)
         except FileNotFoundError:
             return ClusterMap(0, ())
         except (KeyError, TypeError, ValueError):
@@ -174,8 +175,12 @@ class TierFolder:
     def write_map(self, cluster_map: ClusterMap) -> None:
         """Replace the map; what is published is first written here."""
         nodes = [asdict(node) for node in cluster_map.nodes]
-        text = json.dumps({"epoch": cluster_map.epoch, "nodes": nodes}, indent=1)
-        replace_file(self._map_file, text)
+        common = {
+            "epoch": cluster_map.epoch,
+            "block_tokens": cluster_map.block_tokens,
+            "tier_id": cluster_map.tier_id,
+        }
+        replace_file(self._map_file, json.dumps(common | {"nodes": nodes}, indent=1))
 
     def forget(self) -> None:
         """Drop the record once nothing of the tier is left; numbers that must grow stay."""

@@ -57,10 +57,13 @@ class Follower:
 class Served:
     """The node, its parts and its port, until ``stop``."""
 
-    def __init__(self, folder: Path, token: str | None = None, port: int = 0) -> None:
+    def __init__(
+        self, folder: Path, token: str | None = None, port: int = 0, default_ttl_s: int = 0
+    ) -> None:
         self.clock = ManualClock()
         tier = HostTier.create(LinuxFileSystem(), self.clock, folder, 1 << 20, 256, incarnation=7)
-        self.node = Node(NodeIdentity("node-1", 7, "host-1", str(folder)), tier, self.clock)
+        identity = NodeIdentity("node-1", 7, "host-1", str(folder))
+        self.node = Node(identity, tier, self.clock, default_ttl_s)
         self.directory = Directory()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)

@@ -14,9 +14,10 @@ directory's homes with it. Does not cover: liveness (`kvstore.membership`).
 import logging
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+from kvstore.cell import BLOCK_TOKENS_DEFAULT
 from kvstore.clock import Clock
 from kvstore.cluster_map import ClusterMap, NodeInfo
 
@@ -70,9 +71,17 @@ class _Restarts:
 class Coordinator:
     """Decides; calls nobody. `last` is the map of the coordinator's former life."""
 
-    def __init__(self, wanted: Sequence[int], last: ClusterMap, clock: Clock) -> None:
+    def __init__(
+        self,
+        wanted: Sequence[int],
+        last: ClusterMap,
+        clock: Clock,
+        block_tokens: int = BLOCK_TOKENS_DEFAULT,
+        tier_id: str = "",
+    ) -> None:
         self._wanted = tuple(wanted)
-        self._map = last
+        self._block_tokens = block_tokens
+        self._map = replace(last, tier_id=tier_id)
         self._clock = clock
         self._restarts = {index: _Restarts() for index in wanted}
 
@@ -99,10 +108,8 @@ class Coordinator:
             if former is None or sight.info.incarnation >= former.incarnation:
                 nodes[index] = sight.info
         seen_epoch = max([self._map.epoch, *(sight.map_epoch for sight in answered.values())])
-        fresh = ClusterMap.of(seen_epoch, nodes.values())
-        if fresh.nodes == self._map.nodes and seen_epoch == self._map.epoch:
-            return self._map
-        return ClusterMap(seen_epoch + 1, fresh.nodes)
+        fresh = ClusterMap.of(seen_epoch, nodes.values(), self._block_tokens, self._map.tier_id)
+        return self._map if fresh == self._map else replace(fresh, epoch=seen_epoch + 1)
 
     def _may_start(self, index: int) -> bool:
         restarts = self._restarts[index]

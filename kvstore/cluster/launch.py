@@ -2,6 +2,7 @@
 
     up:    claim the state folder -> clear what a former tier left -> record -> Ray
            -> record its processes -> coordinator and nodes -> record theirs
+    again: nothing where the tier stands; only Ray's head where nothing else has ended
     down:  end the tier's processes -> remove its folders -> drop the record
 
 The record is written before the first process starts, with the random id that all of them carry:
@@ -15,13 +16,14 @@ import platform
 import shutil
 import socket
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kvstore.clock import Clock, Deadline
-from kvstore.cluster import processes, ray_local
+from kvstore.cluster import head, processes, ray_local
 from kvstore.cluster.children import bootstrap, run_all
 from kvstore.cluster.plan import StoragePlan, TierPlan, node_resource
 from kvstore.cluster_map import ClusterMap
@@ -29,6 +31,7 @@ from kvstore.config import ClusterConfig, NodeConfig
 from kvstore.errors import UsageError
 from kvstore.logs import log_to, stop_logging
 from kvstore.machine import default_arena_bytes, host_id
+from kvstore.secret import read_secret
 from kvstore.server import NodePlace
 from kvstore.state import FOLDER_MODE, TOKEN_BYTES, Remains, TierFolder, TierRecord
 
@@ -38,6 +41,9 @@ START_PATIENCE_S = 120.0
 END_PATIENCE_S = 1.0
 """For being asked to end; a tier loses nothing by being killed, and Ray takes 10 s over it."""
 ANSWER_PATIENCE_S = 10.0
+ANSWER_POLL_S = 0.1
+MEND_PATIENCE_S = 60.0
+"""For storage nodes that died with the head, or while it was away: Ray restarts them first."""
 TIER_ID_BYTES = 6
 SOURCE = Path(__file__).parents[2]
 
@@ -83,10 +89,10 @@ class LocalTier:
         self._check_nodes()
         with self.folder.claim(), self._logged():
             former = self.folder.read()
-            if former is not None and self._stands(former):
+            if former is not None and (self._stands(former) or self._mended(former)):
                 self._check_equal(former)
-                log.info("up: stands already")
-                return Standing(former, self.folder.read_map(), fresh=False)
+                log.info("up: stands")
+                return Standing(self._keep(former), self.folder.read_map(), fresh=False)
             if former is not None:
                 log.info("clearing what a former start of the tier left")
                 self._clear(former.remains, keep=former.arena_folders)
@@ -130,37 +136,62 @@ class LocalTier:
         finally:
             stop_logging(handler)
 
-    def _stands(self, record: TierRecord) -> bool:
+    def _stands(self, record: TierRecord, patience_s: float = ANSWER_PATIENCE_S) -> bool:
         """Whether Ray is whole and every node answers; waits for one that is just restarting."""
-        if record.ray_port == 0 or record.remains.boot_id != host_id():
-            return False
-        alive = [each.role for each in record.remains.processes if processes.is_alive(each)]
+        roles = self._living_roles(record)
         if (
-            alive.count(ray_local.HEAD_ROLE) != 1
-            or alive.count(ray_local.NODE_ROLE) != record.nodes
+            roles.count(ray_local.HEAD_ROLE) != 1
+            or roles.count(ray_local.NODE_ROLE) != record.nodes
         ):
             return False
+        deadline = Deadline.after(self._clock, patience_s)
+        pause = threading.Event()
+        while not self._answers(record.nodes):
+            if deadline.passed():
+                return False
+            pause.wait(ANSWER_POLL_S)
+        return True
+
+    def _answers(self, count: int) -> bool:
+        """Whether that many nodes are in the map and listen where it says."""
         nodes = self.folder.read_map().nodes
-        deadline = Deadline.after(self._clock, ANSWER_PATIENCE_S)
-        return len(nodes) == record.nodes and all(
-            _answers(node.control, deadline) for node in nodes
-        )
+        return len(nodes) == count and all(_listens(node.control) for node in nodes)
+
+    def _mended(self, record: TierRecord) -> bool:
+        """Start Ray's head again if nothing else of Ray has ended; whether the tier stands then."""
+        roles = self._living_roles(record)
+        if ray_local.HEAD_ROLE in roles or roles.count(ray_local.NODE_ROLE) != record.nodes:
+            return False
+        if not head.start_again(Path(record.ray_folder), self._environment(record)):
+            return False
+        self._tell("Starting Ray's head again")
+        log.info("up: raylets live, their head does not: it is started again")
+        return self._stands(self._keep(record), MEND_PATIENCE_S)
+
+    def _living_roles(self, record: TierRecord) -> list[str]:
+        """What of the tier runs, by role; none before its Ray was up, or after a boot."""
+        if record.ray_port == 0 or record.remains.boot_id != host_id():
+            return []
+        return [each.role for each in record.remains.processes if processes.is_alive(each)]
 
     def _check_nodes(self) -> None:
         """What would fail only in the nodes' own processes, where nobody sees it."""
-        token_file = self._node.token_file
-        if token_file is not None and not os.access(token_file, os.R_OK):
-            raise UsageError(f"cannot read the token file {token_file}: make it, or name another")
+        read_secret(self._node.token_file)
         if self._cluster.nodes > 1 and (self._node.control_port or self._node.bulk_port):
             raise UsageError("nodes of one machine cannot share a port: leave ports out, or 0")
 
     def _check_equal(self, record: TierRecord) -> None:
         """Sizes of a running tier cannot be changed by asking for others."""
+        block_tokens = self.folder.read_map().block_tokens
+        running = {"nodes": record.nodes, "block_tokens": block_tokens}
+        # What nobody asked for now is as it was asked for then.
+        asked = self._cluster.model_dump(include=self._cluster.model_fields_set & running.keys())
         wanted_bytes = self._node.arena_bytes or record.arena_bytes
-        if self._cluster.nodes not in (1, record.nodes) or wanted_bytes != record.arena_bytes:
+        if wanted_bytes != record.arena_bytes or running | asked != running:
             raise UsageError(
-                f"tier {record.name} runs with {record.nodes} nodes of {record.arena_bytes} bytes: "
-                "end it with `samovar down` first, or choose another --name"
+                f"tier {record.name} runs with {record.nodes} nodes of {record.arena_bytes} bytes "
+                f"and blocks of {block_tokens} tokens: end it with `samovar down` first, or choose "
+                "another --name"
             )
 
     def _planned(self, former: TierRecord | None) -> TierRecord:
@@ -210,9 +241,7 @@ class LocalTier:
             ray_port, unused_port = (port.getsockname()[1] for port in ports)
         self.folder.token(self._entropy(TOKEN_BYTES))
         Path(record.ray_folder).mkdir(FOLDER_MODE)
-        environment = ray_local.environment(
-            os.environ, record.remains.tier_id, self.folder.token_file, SOURCE
-        )
+        environment = self._environment(record)
         record = self._keep(replace(record, ray_port=ray_port))
         self._tell("Starting Ray")
         folder = Path(record.ray_folder)
@@ -226,11 +255,18 @@ class LocalTier:
         deadline = Deadline.after(self._clock, START_PATIENCE_S)
         run_all(commands, environment, self.folder.log_folder / "ray.log", deadline)
         record = self._keep(record)
+        head.note(record.remains, folder)
         log.info("ray is up at %s:%d", ray_local.LOOPBACK, ray_port)
         self._tell(f"Starting {record.nodes} storage nodes")
         address = ray_local.address(ray_port)
         bootstrap(address, self._plan(record), environment, deadline, self._tell)
         return self._keep(record)
+
+    def _environment(self, record: TierRecord) -> dict[str, str]:
+        """For the processes of the tier's Ray."""
+        mark = record.remains.tier_id
+        own = ray_local.environment(os.environ, mark, self.folder.token_file, SOURCE)
+        return own | head.variables(Path(record.ray_folder))
 
     def _keep(self, record: TierRecord) -> TierRecord:
         """Record what of the tier runs now."""
@@ -254,12 +290,20 @@ class LocalTier:
                     node_id=f"{record.name}-{index}",
                     folder=self.folder.node_folder(index),
                     arena_folder=Path(arena),
+                    tier_id=record.remains.tier_id,
                 ),
                 log_folder=self.folder.log_folder,
             )
             for index, arena in enumerate(record.arena_folders)
         ]
-        return TierPlan(record.name, self.folder, tuple(storage), self._cluster.log_level)
+        return TierPlan(
+            name=record.name,
+            tier_id=record.remains.tier_id,
+            folder=self.folder,
+            storage=tuple(storage),
+            block_tokens=self._cluster.block_tokens,
+            log_level=self._cluster.log_level,
+        )
 
     def _clear(self, remains: Remains, keep: tuple[str, ...]) -> Ended:
         """End the processes and remove the folders but those to `keep`."""
@@ -287,17 +331,13 @@ def _free_port() -> socket.socket:
     return held
 
 
-def _answers(address: str, deadline: Deadline) -> bool:
-    """Whether somebody listens there before the deadline."""
+def _listens(address: str) -> bool:
     host, _, port = address.rpartition(":")
-    while True:
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=1.0).close()
-        except OSError:
-            if deadline.passed():
-                return False
-        else:
-            return True
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=1.0).close()
+    except OSError:
+        return False
+    return True
 
 
 def _allocated_bytes(folder: Path) -> int:

@@ -28,8 +28,10 @@ class TierPlan:
     """All that the coordinator needs to make the tier."""
 
     name: str
+    tier_id: str
     folder: TierFolder
     storage: tuple[StoragePlan, ...]
+    block_tokens: int
     log_level: str
 
 

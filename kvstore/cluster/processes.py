@@ -12,26 +12,15 @@ import os
 import select
 import signal
 from collections.abc import Iterable, Sequence
-from pathlib import Path
+from dataclasses import replace
 
 from kvstore.clock import Clock, Deadline
+from kvstore.process import PROC, living, start_ticks
 from kvstore.state import ProcessRecord, Remains
 
-PROC = Path("/proc")
 MARKS = ("TIER_OF_SAMOVAR", "RAY_TIER_OF_SAMOVAR")
 """Variables with the tier's id. Two: a process that sets its title overwrites part of them."""
 _ROUNDS_MAX = 5
-
-
-def start_ticks(pid: int) -> int | None:
-    """When a process started, in ticks of this boot; None if it has ended or is a zombie."""
-    try:
-        text = (PROC / str(pid) / "stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    # The name, in parentheses, may hold spaces and parentheses itself.
-    fields = text[text.rindex(")") + 2 :].split()
-    return None if fields[0] in "ZX" else int(fields[19])
 
 
 def is_alive(process: ProcessRecord) -> bool:
@@ -42,18 +31,17 @@ def is_alive(process: ProcessRecord) -> bool:
 def find(tier_id: str, known: Iterable[ProcessRecord] = ()) -> list[ProcessRecord]:
     """The live processes of a tier, oldest first; this process is never among them."""
     marks = [f"{name}={tier_id}".encode() for name in MARKS]
-    found = {process.pid: process for process in known if is_alive(process)}
+    # Called anew: Ray's idle processes become actors.
+    found = {p.pid: replace(p, role=_role(p.pid, p.role)) for p in known if is_alive(p)}
     pids = [int(entry.name) for entry in PROC.iterdir() if entry.name.isdigit()]
     # Ascending start order is not given by numbers, so descendants may take a second look.
     for _ in range(2):
         for pid in pids:
-            if pid in found or pid == os.getpid():
+            process = None if pid in found or pid == os.getpid() else living(pid)
+            if process is None:
                 continue
-            if _parent(pid) not in found and not any(mark in marks for mark in _variables(pid)):
-                continue
-            ticks = start_ticks(pid)
-            if ticks is not None:
-                found[pid] = ProcessRecord(_role(pid), pid, ticks)
+            if process.parent in found or any(mark in marks for mark in _variables(pid)):
+                found[pid] = ProcessRecord(_role(pid), pid, process.start_ticks)
     return sorted(found.values(), key=lambda process: (process.start_ticks, process.pid))
 
 
@@ -70,6 +58,15 @@ def marked() -> dict[str, list[int]]:
                 found.setdefault(tier_id, []).append(int(entry.name))
                 break
     return found
+
+
+def command(pid: int) -> list[str]:
+    """The words that the process was started with, none if that cannot be seen."""
+    try:
+        line = (PROC / str(pid) / "cmdline").read_bytes()
+    except OSError:
+        return []
+    return [os.fsdecode(word) for word in line.split(b"\0")[:-1]]
 
 
 def variable(pid: int, name: str) -> str | None:
@@ -132,21 +129,12 @@ def _variables(pid: int) -> list[bytes]:
         return []
 
 
-def _parent(pid: int) -> int:
-    try:
-        text = (PROC / str(pid) / "stat").read_text()
-    except OSError:
-        return 0
-    return int(text[text.rindex(")") + 2 :].split()[1])
-
-
-def _role(pid: int) -> str:
+def _role(pid: int, otherwise: str = "unknown") -> str:
     """What the process calls itself, for the record."""
-    try:
-        line = (PROC / str(pid) / "cmdline").read_bytes().rstrip(b"\0 ")
-    except OSError:
-        return "unknown"
-    words = [word.decode(errors="replace") for word in line.split(b"\0")]
+    # A process that sets its title leaves blanks behind it.
+    words = [word.rstrip() for word in command(pid) if word.strip()]
+    if not words:
+        return otherwise
     if "-m" in words[:-1]:
         return words[words.index("-m") + 1]
     scripts = [word for word in words if word.endswith(".py")]

@@ -28,7 +28,10 @@ class CoordinatorActor:
     def __init__(self, plan: TierPlan) -> None:
         log_to(plan.folder.log_folder, "coordinator", plan.log_level)
         plans = {storage.place.index: storage for storage in plan.storage}
-        coordinator = Coordinator(sorted(plans), plan.folder.read_map(), SystemClock())
+        last = plan.folder.read_map()
+        coordinator = Coordinator(
+            sorted(plans), last, SystemClock(), plan.block_tokens, plan.tier_id
+        )
         self._rounds = Rounds(coordinator, RayNodes(plan.name, plans), plan.folder.write_map)
         self._rounds.start()
 

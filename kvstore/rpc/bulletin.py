@@ -29,8 +29,8 @@ class Bulletin:
         self._changed = asyncio.Event()
 
     def post_map(self, cluster_map: ClusterMap) -> bool:
-        """Take a newer map; an older one, or the same, changes nothing."""
-        if cluster_map.epoch <= self.now.map.epoch:
+        """Take a newer map; an older one, the same, or another tier's changes nothing."""
+        if not cluster_map.replaces(self.now.map):
             return False
         self._post(Notice(self.now.version + 1, cluster_map, self.now.unreachable))
         return True

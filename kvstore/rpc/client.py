@@ -7,7 +7,8 @@ Does not cover: payload (``kvstore.transport``), which node to ask (``kvstore.se
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -63,11 +64,19 @@ class ControlClient:
     """
 
     def __init__(
-        self, address: str, token: str | None = None, deadline_s: float = CALL_DEADLINE_S
+        self,
+        address: str,
+        token: str | None = None,
+        deadline_s: float = CALL_DEADLINE_S,
+        contact_s: float = CALL_DEADLINE_S,
     ) -> None:
-        """Connects in the background: this returns at once, whether or not the node is there."""
+        """Connects in the background: this returns at once, whether or not the node is there.
+
+        Calls wait ``deadline_s`` for an answer, but ``contact_s`` until the node has said hello.
+        """
         self.address = address
         self._deadline_s = deadline_s
+        self._contact_s = min(contact_s, deadline_s)
         self._process = os.getpid()
         self._closed = False
         self._metadata = bearer(token)
@@ -76,7 +85,9 @@ class ControlClient:
         self._directory = DirectoryStub(self._channel)
         self._cluster = ClusterStub(self._channel)
         self._hello: convert.Hello | None = None
-        self._session = SessionThread(address, self._cache, self._metadata, self.hello)
+        self._session = SessionThread(
+            address, self._cache, self._metadata, self.hello, self._contact_s
+        )
 
     @property
     def identity(self) -> NodeIdentity:
@@ -120,8 +131,9 @@ class ControlClient:
         """See ``Node.reserve``."""
         link = self._link()
         message = convert.reserve_to_message(request, link.incarnation)
-        reply = self._call(self._cache.Reserve, message, link)
-        return self._read(convert.reserved_from_message, reply, len(request.keys))
+        with self._settling(link):
+            reply = self._call(self._cache.Reserve, message, link)
+            return self._read(convert.reserved_from_message, reply, len(request.keys))
 
     def commit(
         self, session: int, slots: Slots, generations: Generations, header_digests: Digests
@@ -135,8 +147,9 @@ class ControlClient:
             generations=pack(generations, np.uint64),
             header_digests=pack(header_digests, np.uint64),
         )
-        reply = self._call(self._cache.Commit, message, link)
-        return self._read(_outcomes, reply, len(slots))
+        with self._settling(link):
+            reply = self._call(self._cache.Commit, message, link)
+            return self._read(_outcomes, reply, len(slots))
 
     def abort(self, session: int, slots: Slots, generations: Generations) -> None:
         """See ``Node.abort``."""
@@ -235,7 +248,18 @@ class ControlClient:
             slots=pack(slots, np.uint32),
             generations=pack(generations, np.uint64),
         )
-        self._call(method, message, link)
+        with self._settling(link):
+            self._call(method, message, link)
+
+    @contextmanager
+    def _settling(self, link: Link) -> Iterator[None]:
+        """Around a call that begins or ends reservations. Without an answer nobody knows which
+        there are: the session is given up, and what hangs on it ends with it."""
+        try:
+            yield
+        except UnavailableError:
+            self._session.drop(link)
+            raise
 
     def _link(self) -> Link:
         self._check_usable()
@@ -247,8 +271,8 @@ class ControlClient:
                 f"the connection to {self.address} was opened by process {self._process} before "
                 "it forked this one: open another one here"
             )
-        if self._closed:
-            raise UsageError(f"the connection to {self.address} is closed: open another one")
+        if self._closed:  # by another thread, when the node moved: no fault of the caller
+            raise UnavailableError(f"the connection to {self.address} was closed")
 
     def _call(
         self,
@@ -258,7 +282,8 @@ class ControlClient:
         wait_s: float = float("inf"),
     ) -> Any:
         self._check_usable()
-        wait_s = min(wait_s, self._deadline_s)
+        met = self._hello is not None or method is self._cache.Hello
+        wait_s = min(wait_s, self._deadline_s if met else self._contact_s)
         try:
             reply = method(request, timeout=wait_s, metadata=self._metadata)
         except grpc.RpcError as fault:

@@ -31,7 +31,7 @@ from kvstore.membership import Heartbeat
 from kvstore.rpc import cache_pb2, cluster_pb2, directory_pb2
 from kvstore.rpc.wire import WIRE_VERSION, invalid, pack, unpack, unpack_all, unpack_keys
 from kvstore.table import Cells
-from kvstore.tiers.host import HostStats
+from kvstore.tiers.stats import HostStats
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,13 +84,19 @@ def map_to_message(cluster_map: ClusterMap) -> cluster_pb2.ClusterMap:
         )
         for node in cluster_map.nodes
     ]
-    return cluster_pb2.ClusterMap(epoch=cluster_map.epoch, nodes=nodes)
+    return cluster_pb2.ClusterMap(
+        epoch=cluster_map.epoch,
+        nodes=nodes,
+        block_tokens=cluster_map.block_tokens,
+        tier_id=cluster_map.tier_id,
+    )
 
 
 def map_from_message(message: cluster_pb2.ClusterMap) -> ClusterMap:
     """Refuses what no map can be."""
     try:
-        return ClusterMap(message.epoch, tuple(_node_from_message(node) for node in message.nodes))
+        nodes = tuple(_node_from_message(node) for node in message.nodes)
+        return ClusterMap(message.epoch, nodes, message.block_tokens, message.tier_id)
     except UsageError as fault:
         raise invalid(str(fault)) from None
 
@@ -146,7 +152,7 @@ def reserve_from_message(message: cache_pb2.ReserveRequest) -> ReserveRequest:
         tokens=unpack(message.tokens, np.uint32, count, "tokens"),
         depths=unpack(message.depths, np.uint32, count, "depths"),
         spans=unpack(message.spans, np.uint64, count, "spans"),
-        ttl_s=message.ttl_s,
+        ttl_s=message.ttl_s if message.HasField("ttl_s") else None,
     )
 
 

@@ -50,7 +50,7 @@ class ControlServer:
 
     async def start(self, host: str, port: int) -> str:
         """Listen; port 0 takes any free one. Raises ``StateError`` if the port is taken."""
-        host = f"[{host}]" if ":" in host else host
+        host = f"[{host.strip('[]')}]" if ":" in host else host
         try:
             bound = self._server.add_insecure_port(f"{host}:{port}")
         except RuntimeError:

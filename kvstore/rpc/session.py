@@ -21,7 +21,7 @@ from kvstore.errors import SamovarError, UnavailableError
 from kvstore.rpc import cache_pb2 as pb
 from kvstore.rpc import convert
 from kvstore.rpc.cache_pb2_grpc import CacheStub
-from kvstore.rpc.wire import BEAT_S, CALL_DEADLINE_S, Metadata
+from kvstore.rpc.wire import BEAT_S, Metadata
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +54,7 @@ class SessionThread:
         stub: CacheStub,
         metadata: Metadata,
         hello: Callable[[], convert.Hello],
+        contact_s: float,
     ) -> None:
         self.map = ClusterMap(0, ())
         self.unreachable: frozenset[int] = frozenset()
@@ -61,6 +62,7 @@ class SessionThread:
         self._stub = stub
         self._metadata = metadata
         self._hello = hello
+        self._contact_s = contact_s
         self._link: Link | None = None
         self._reason = "it was not tried yet"
         self._stream: Stream | None = None
@@ -71,7 +73,7 @@ class SessionThread:
 
     def link(self) -> Link:
         """The open session. Waits for the first attempt to open one, and never again."""
-        self._tried.wait(CALL_DEADLINE_S)
+        self._tried.wait(self._contact_s)
         link = self._link
         if link is None:
             raise UnavailableError(f"no session with {self._address}: {self._reason}")

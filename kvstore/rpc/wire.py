@@ -20,6 +20,8 @@ PROBES_MAX = 16384
 MESSAGE_BYTES_MAX = 4 << 20
 """Over the largest message that keeps to the limits above."""
 CALL_DEADLINE_S = 2.0
+CONTACT_S = 0.25
+"""For a first answer where another node may do instead: a machine that is gone says nothing."""
 BEAT_S = 0.5
 """Between two signs of life; a node waits for four of them."""
 KEEPALIVE_MS = 1000
@@ -34,8 +36,10 @@ CHANNEL_OPTIONS = (
     ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
     # Come back quickly: a restarted node listens again within a second.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
+    # How long one attempt to connect may take, whatever its name says: a node under full load needs
+    # a while to greet. Calls have deadlines of their own.
+    ("grpc.min_reconnect_backoff_ms", 1000),
     # Never through a proxy of the environment: these are our own machines.
     ("grpc.enable_http_proxy", 0),
     # Two clients of one process must not share a connection, hence neither its fate nor its token.

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -173,13 +174,15 @@ class StorageNode(Child):
         index: int,
         arena_bytes: int = ARENA_BYTES,
         bind_host: str = "127.0.0.1",
+        advertise_host: str | None = None,
         token_file: Path | None = None,
         prefix: Sequence[str] = (),
     ) -> None:
-        self._how = (folder, index, arena_bytes, bind_host, token_file, prefix)
+        self._how = (folder, index, arena_bytes, bind_host, advertise_host, token_file, prefix)
         words = [str(index), f"node-{index}", str(folder / f"state-{index}")]
         words += [str(folder / f"arena-{index}"), f"host-{index}"]
         words += ["--arena-bytes", str(arena_bytes), "--bind-host", bind_host]
+        words += ["--advertise-host", advertise_host] if advertise_host else []
         words += ["--token-file", str(token_file)] if token_file else []
         super().__init__([node_process.__name__, *words], prefix)
 
@@ -238,7 +241,7 @@ class Tier:
     def publish(self, *infos: NodeInfo) -> ClusterMap:
         """Give all nodes a new map with themselves in it."""
         self._epoch += 1
-        cluster_map = ClusterMap.of(self._epoch, infos)
+        cluster_map = ClusterMap.of(self._epoch, infos, prompts.BLOCK_TOKENS)
         for info in infos:
             with one_call(info) as control, suppress(UnavailableError):
                 control.set_map(cluster_map)
@@ -272,14 +275,15 @@ def settles(node: StorageNode) -> NodeStats:
         stats = stats_of(node)
         records = node.table.slots
         states = records["state"]
-        held, retired = states == SlotState.COMMITTED, states == SlotState.RETIRED
-        assert_apart(records[held | retired])
+        held = states == SlotState.COMMITTED
+        retired = node.table.retired_ranges()
+        assert_apart(records[held], retired)
         assert int(held.sum()) == stats.host.held_cells
         assert int(records["size_bytes"][held].sum()) == stats.host.held_bytes
         return (
             stats.host.reserved_cells == stats.leases == 0
             and not ((states == SlotState.RESERVED) | (states == SlotState.QUARANTINED)).any()
-            and int(records["size_bytes"][retired].sum()) == stats.host.retired_bytes
+            and sum(stop - start for start, stop in retired) == stats.host.retired_bytes
             # A writer that went on after its end brings memory back, until the next sweep.
             and backed_bytes(node) <= stats.host.capacity_bytes + stats.host.retired_bytes
         )
@@ -288,11 +292,11 @@ def settles(node: StorageNode) -> NodeStats:
     return stats_of(node)
 
 
-def assert_apart(records: npt.NDArray[np.void]) -> None:
-    """No two slots share memory, above all no held one with a retired one."""
-    records = records[np.argsort(records["offset"])]
-    stops = records["offset"] + records["size_bytes"].astype(np.uint64)
-    assert (stops[:-1] <= records["offset"][1:]).all()
+def assert_apart(held: npt.NDArray[np.void], retired: list[tuple[int, int]]) -> None:
+    """No two cells share memory, above all none with what was retired."""
+    cells = zip(held["offset"].tolist(), held["size_bytes"].tolist(), strict=True)
+    ranges = sorted([*retired, *((start, start + size) for start, size in cells)])
+    assert all(stop <= start for (_, stop), (start, _) in pairwise(ranges))
 
 
 def backed_bytes(node: StorageNode) -> int:

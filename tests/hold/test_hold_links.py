@@ -70,6 +70,7 @@ def machines() -> Iterator[tuple[Machine, Machine]]:
 def token_file(tmp_path: Path) -> Path:
     file = tmp_path / "token"
     file.write_text("a shared secret\n")
+    file.chmod(0o600)
     return file
 
 
@@ -77,7 +78,13 @@ def test_hold_a_cut_link_shortens_prefixes_until_it_is_mended(
     tier: Tier, machines: tuple[Machine, Machine], token_file: Path
 ) -> None:
     far, near = (
-        tier.node(i, bind_host=machine.address, token_file=token_file, prefix=machine.prefix)
+        tier.node(
+            i,
+            bind_host="0.0.0.0",
+            advertise_host=machine.address,
+            token_file=token_file,
+            prefix=machine.prefix,
+        )
         for i, machine in enumerate(machines)
     )
     writer = tier.client(far, token_file=token_file, prefix=machines[0].prefix)

@@ -12,7 +12,7 @@ from kvstore.clock import ManualClock, SystemClock
 from kvstore.key import Tokens
 from kvstore.namespace import Namespace
 from tests.engine.tiny import tiny_model
-from tests.ray_tier import RayTier, eventually, ray_tier
+from tests.ray_tier import BLOCK_TOKENS, RayTier, eventually, ray_tier
 from worker.connector import Connector
 from worker.engines.answer import Completion
 from worker.engines.transformers import TransformersEngine, layout_for, numerics_of
@@ -20,7 +20,7 @@ from worker.geometry import grid_of, namespace_of
 
 pytestmark = [pytest.mark.cluster, pytest.mark.engine]
 
-BLOCK, CAPACITY, PROMPT_TOKENS, NEW_TOKENS = 16, 192, 100, 8
+CAPACITY, PROMPT_TOKENS, NEW_TOKENS = 192, 100, 8
 GAP_MIN = 1e-3
 # Inside a block, at its end, and just behind it.
 BOUNDARIES = (71, 80, 81)
@@ -47,7 +47,7 @@ class Scene:
         layout = layout_for(self.model)
         self.namespace: Namespace = namespace_of(
             self.model.config,
-            grid_of(layout, BLOCK),
+            grid_of(layout, BLOCK_TOKENS),
             layout,
             "tiny",
             numerics_of(self.model),

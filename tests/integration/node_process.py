@@ -27,6 +27,7 @@ def main() -> int:
         arena_bytes=arguments.arena_bytes,
         host_id=arguments.host_id,
         bind_host=arguments.bind_host,
+        advertise_host=arguments.advertise_host,
         token_file=arguments.token_file,
     )
     place = NodePlace(arguments.index, arguments.node_id, arguments.folder, arguments.arena_folder)
@@ -51,6 +52,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("host_id")
     parser.add_argument("--arena-bytes", type=ByteSize, default=ARENA_BYTES)
     parser.add_argument("--bind-host", default="127.0.0.1")
+    parser.add_argument("--advertise-host")
     parser.add_argument("--token-file", type=Path)
     parser.add_argument("--patience-s", type=float, default=PATIENCE_S)
     return parser.parse_args()

@@ -15,9 +15,11 @@ from typing import Any
 
 import pytest
 
+from kvstore.client import Samovar
 from kvstore.clock import Deadline, SystemClock
 from kvstore.cluster import processes
-from kvstore.cluster.ray_local import HEAD_ROLE
+from kvstore.cluster.ray_local import HEAD_ROLE, NODE_ROLE
+from kvstore.config import ClientConfig
 from kvstore.node_folder import Holder
 from kvstore.rpc.client import ControlClient
 from kvstore.state import Remains, TierFolder
@@ -95,7 +97,7 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
 @pytest.fixture(scope="module")
 def tier(command: Command) -> dict[str, Any]:
     """What `up` answered."""
-    return command("up", "--nodes", "2")
+    return command("up", "--nodes", "2", "--block-tokens", "32")
 
 
 def eventually(holds: Callable[[], bool]) -> None:
@@ -126,6 +128,21 @@ def test_nodes_serve_one_map(command: Command, tier: dict[str, Any]) -> None:
     assert roles.count("raylet") == 2
     assert roles.count("kvstore.transport.bulk") == 2
     assert len(roles) <= 13
+
+
+def test_a_client_without_an_address_finds_the_tier(command: Command, tier: dict[str, Any]) -> None:
+    config = ClientConfig(name=NAME, state_folder=command.folder.path.parent)
+    with Samovar.from_config(config) as client:
+        assert client.block_tokens == 32
+        assert client.stats().host.capacity_bytes == 16 << 20
+
+
+def test_a_tier_that_runs_is_not_given_other_blocks(command: Command, tier: dict[str, Any]) -> None:
+    assert not command("up", "--block-tokens", "32")["fresh"]
+    with command.start("up", "--block-tokens", "64") as child:
+        _, complaints = child.communicate()
+    assert child.returncode == 2
+    assert "blocks of 32 tokens" in complaints
 
 
 def test_nothing_listens_beyond_loopback(command: Command, tier: dict[str, Any]) -> None:
@@ -179,12 +196,17 @@ def test_coordinator_goes_on_from_its_last_number(command: Command, tier: dict[s
     assert map_of(other)[0] > epoch
 
 
-def test_nodes_outlive_the_head_and_up_restarts_the_tier(
+def test_nodes_outlive_the_head_and_up_restarts_what_has_lost_more(
     command: Command, tier: dict[str, Any]
 ) -> None:
-    (head,) = (pid for pid, role in command.living().items() if role == HEAD_ROLE)
+    living = command.living()
+    (head,) = (pid for pid, role in living.items() if role == HEAD_ROLE)
     os.kill(head, signal.SIGKILL)
-    assert all(node["answers"] for node in command("status")["nodes"])
+    assert all(node["answers"] for node in command("status", code=1)["nodes"])
+    os.kill(next(pid for pid, role in living.items() if role == NODE_ROLE), signal.SIGKILL)
+    complaint = command("status", code=1)["complaint"]
+    assert "raylet" in complaint
+    assert "restarts the tier" in complaint
     before = command.remains()
     again = command("up", "--nodes", "2")
     assert again["fresh"]

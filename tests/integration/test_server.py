@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -19,7 +20,7 @@ from kvstore.arena import Arena
 from kvstore.calls import CellOutcome
 from kvstore.cluster_map import ClusterMap, NodeInfo
 from kvstore.config import NodeConfig
-from kvstore.errors import StateError
+from kvstore.errors import ConfigError, StateError
 from kvstore.fs import LinuxFileSystem
 from kvstore.holders import Located
 from kvstore.placement import homes
@@ -30,6 +31,7 @@ from tests.served import eventually, put, reserve_request, some_keys
 from tests.source_tree import ROOT
 from tests.worlds import shared_folder
 
+EVERYWHERE = ("0.0.0.0", "::") if socket.has_dualstack_ipv6() else ("0.0.0.0",)
 SPAN = 99  # of all cells that these tests write
 
 
@@ -40,13 +42,14 @@ def folder() -> Iterator[Path]:
 
 
 def server_in(
-    folder: Path, index: int = 0, state: str = "state", arena: str = "arena"
+    folder: Path, index: int = 0, state: str = "state", arena: str = "arena", **more: Any
 ) -> NodeServer:
     config = NodeConfig(
         state_folder=folder,
         shm_folder=folder,
         arena_bytes=node_process.ARENA_BYTES,
         host_id=f"host-{index}",
+        **more,
     )
     place = NodePlace(
         index, f"node-{index}", folder / f"{state}-{index}", folder / f"{arena}-{index}"
@@ -179,6 +182,13 @@ def test_a_taken_port_is_refused_and_leaves_nothing(folder: Path) -> None:
         assert info.incarnation == 2
 
 
+def test_a_token_file_that_cannot_be_used_leaves_nothing(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot read the token file"):
+        server_in(folder, token_file=folder / "absent").start()
+    with running(server_in(folder)) as info:
+        assert info.incarnation == 1
+
+
 def test_a_dead_bulk_process_is_replaced_on_its_port(folder: Path) -> None:
     with running(server_in(folder)) as info:
         (bulk,) = bulk_processes()
@@ -263,6 +273,18 @@ def test_maps_travel_with_heartbeats(folder: Path) -> None:
         eventually(lambda: servers[1].map.epoch == 2)
 
 
+def test_a_node_keeps_to_the_maps_of_its_tier(folder: Path) -> None:
+    place = NodePlace(0, "node-0", folder / "state", folder / "arena", tier_id="ours")
+    config = NodeConfig(
+        state_folder=folder, shm_folder=folder, arena_bytes=node_process.ARENA_BYTES
+    )
+    server = NodeServer(config, place)
+    with running(server) as info:
+        for tier_id, epoch in (("theirs", 57), ("ours", 1), ("theirs", 58)):
+            server.set_map(ClusterMap.of(epoch, [info], tier_id=tier_id))
+        assert (server.map.tier_id, server.map.epoch) == ("ours", 1)
+
+
 def test_a_successor_listens_where_its_clients_look(folder: Path) -> None:
     with running(server_in(folder)) as first, client_of(first) as client:
         assert client.hello().identity.incarnation == 1
@@ -274,3 +296,16 @@ def test_a_successor_listens_where_its_clients_look(folder: Path) -> None:
         assert third.control != control
     with running(server_in(folder)) as fourth:
         assert fourth.control == third.control
+
+
+@pytest.mark.parametrize("everywhere", EVERYWHERE)
+def test_a_node_that_listens_everywhere_is_found_where_it_says(
+    folder: Path, everywhere: str
+) -> None:
+    how: dict[str, Any] = {"bind_host": everywhere, "insecure": True}
+    how["advertise_host"] = "127.0.0.2"
+    with running(server_in(folder, **how)) as info, client_of(info) as client:
+        hosts = [where.rpartition(":")[0] for where in (info.control, info.bulk)]
+        assert hosts == ["127.0.0.2"] * 2
+        assert client.hello().bulk == info.bulk
+        assert bulk_answers(info)

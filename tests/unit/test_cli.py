@@ -1,6 +1,7 @@
 """The command line where no tier is needed: versions, help, bad input, exit codes."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,7 +10,11 @@ from pathlib import Path
 import pytest
 
 from kvstore import cli
+from kvstore.cluster_map import ClusterMap
+from kvstore.process import living
 from kvstore.state import ProcessRecord, Remains, TierFolder, TierRecord
+from tests.served import Served, two_nodes
+from tests.worlds import shared_folder
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -43,12 +48,29 @@ def test_version_names_what_is_written_and_spoken(run: Run) -> None:
     assert "block format 1, wire 1, state 1" in output
 
 
-@pytest.mark.parametrize("command", ["up", "down", "status", "doctor"])
-def test_help_teaches(run: Run, command: str) -> None:
-    code, output, _ = run(command, "--help")
+def test_help_teaches(run: Run) -> None:
+    for command in ("up", "down", "status", "doctor"):
+        code, output, _ = run(command, "--help")
+        assert code == 0
+        assert "--state-folder" in output
+        assert "SAMOVAR_STATE_FOLDER" in output
+    code, output, _ = run("--help")
     assert code == 0
-    assert "--state-folder" in output
-    assert "SAMOVAR_STATE_FOLDER" in output
+    assert "..." not in output.partition("Commands:")[2], "a command's line is cut off"
+    assert "samovar up" in output
+
+
+def test_help_of_up_shows_examples_sizes_and_what_is_next(run: Run) -> None:
+    _, output, _ = run("up", "--help")
+    for shown in ("samovar up --nodes 2", "--arena-bytes 8GiB", "128 KiB", "samovar status"):
+        assert shown in output, shown
+
+
+def test_commands_about_a_tier_offer_only_what_they_go_by(run: Run) -> None:
+    for command in ("status", "down"):
+        _, output, _ = run(command, "--help")
+        assert "--name" in output
+        assert "--arena-bytes" not in output
 
 
 @pytest.mark.parametrize(
@@ -88,6 +110,39 @@ def test_status_without_a_tier(run: Run) -> None:
     assert code == 1
     assert "samovar up" in output
     assert json.loads(output.splitlines()[-1]) == {"name": "samovar", "map_epoch": 0, "nodes": []}
+
+
+def running(tmp_path: Path, ray_port: int, cluster_map: ClusterMap) -> None:
+    """The record of a tier whose Ray lives: this process stands for it."""
+    this = living(os.getpid())
+    assert this is not None
+    remains = Remains(
+        "0123456789ab", "boot", (), (ProcessRecord("raylet", os.getpid(), this.start_ticks),)
+    )
+    folder = TierFolder.of(tmp_path, "samovar")
+    with folder.claim():
+        folder.write(TierRecord("samovar", 2, 1 << 20, ray_port, "/r", (), remains))
+        folder.write_map(cluster_map)
+
+
+def test_status_of_a_tier_that_is_only_starting(run: Run, tmp_path: Path) -> None:
+    running(tmp_path, 0, ClusterMap(0, ()))
+    code, output, _ = run("status", "--json")
+    assert code == 1
+    assert "is being started, or its start was cut short: `samovar up`" in output
+    assert json.loads(output.splitlines()[-1])["nodes"] == []
+
+
+def test_status_of_a_tier_that_is_half_up(run: Run, tmp_path: Path) -> None:
+    with shared_folder() as folder:
+        served = Served(folder)
+        running(tmp_path, 6379, two_nodes(1, served.address))
+        code, output, _ = run("status", "--json")
+        served.stop()
+    assert code == 1
+    assert "1 of 2 nodes gave no answer: one that died is back within seconds" in output
+    nodes = json.loads(output.splitlines()[-1])["nodes"]
+    assert [node["answers"] for node in nodes] == [True, False]
 
 
 def test_down_without_a_tier(run: Run) -> None:

@@ -3,7 +3,9 @@
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,9 +14,10 @@ import pytest
 from kvstore.cell import Grid
 from kvstore.client import Samovar
 from kvstore.clock import ManualClock
-from kvstore.errors import GeometryError, UsageError
+from kvstore.errors import ConfigError, GeometryError, UsageError
 from kvstore.namespace import Namespace
 from kvstore.rows import KVRows
+from tests.worlds import shared_folder
 
 LAYERS, HEADS, ROW_BYTES, BLOCK = 3, 4, 8, 16
 ARENA_BYTES = 4 << 20
@@ -51,7 +54,7 @@ def clock() -> ManualClock:
 
 @pytest.fixture
 def tier(clock: ManualClock) -> Iterator[Samovar]:
-    with Samovar.open(ARENA_BYTES, clock=clock) as opened:
+    with Samovar.open(ARENA_BYTES, clock=clock, block_tokens=BLOCK) as opened:
         yield opened
 
 
@@ -173,6 +176,37 @@ def test_a_read_under_a_closing_client_still_answers(tier: Samovar) -> None:
     assert got(tier, PROMPT)[0] == 96
 
 
+def test_an_arena_that_does_not_fit_leaves_nothing_behind(tmp_path: Path) -> None:
+    with shared_folder() as folder:
+        with pytest.raises(ConfigError, match="no room"):
+            Samovar.open(1 << 44, folder)
+        assert list(folder.iterdir()) == []
+    with pytest.raises(UsageError, match="cannot make a folder in"):
+        Samovar.open(ARENA_BYTES, tmp_path / "absent")
+
+
+@pytest.mark.parametrize("block_tokens", [8, 48, 8192])
+def test_blocks_of_an_impossible_size_are_refused(tmp_path: Path, block_tokens: int) -> None:
+    with pytest.raises(UsageError, match="power of two"):
+        Samovar.open(ARENA_BYTES, tmp_path, block_tokens=block_tokens)
+
+
+def test_a_grid_of_other_blocks_than_the_tiers_is_refused(tier: Samovar) -> None:
+    assert tier.block_tokens == BLOCK
+    other = replace(NAMESPACE, grid=replace(NAMESPACE.grid, block_tokens=32))
+    refused = pytest.raises(UsageError, match="blocks of 32 tokens, this tier 16")
+    with refused:
+        tier.longest_prefix(other, PROMPT)
+    with refused:
+        tier.put(other, PROMPT, Rows(100))
+
+
+@pytest.mark.parametrize("ttl_s", [-1, 1 << 32])
+def test_impossible_lives_are_refused(tier: Samovar, ttl_s: int) -> None:
+    with pytest.raises(UsageError, match="ttl_s must be"):
+        tier.put(NAMESPACE, PROMPT, Rows(100, seed=1), ttl_s=ttl_s)
+
+
 @pytest.mark.parametrize(
     ("tokens", "boundaries"),
     [([2**31], ()), ([-1], ()), ([0.5], ()), (PROMPT, (101,)), (PROMPT, (0,))],
@@ -191,6 +225,66 @@ def test_rows_of_another_shape_are_refused_before_anything_is_stored(tier: Samov
     assert tier.put(NAMESPACE, PROMPT, Rows(100, seed=1)).stored == 6
 
 
+@pytest.mark.parametrize(
+    ("start", "first"), [(0, 0), (15, 0), (16, 16), (40, 32), (64, 64), (69, 64)]
+)
+def test_only_blocks_behind_the_callers_own_tokens_are_read(
+    tier: Samovar, start: int, first: int
+) -> None:
+    source = Rows(100, seed=1)
+    tier.put(NAMESPACE, PROMPT[:70], source, boundaries=[70])
+    own = Rows(100, seed=2)
+    before = own.kv.copy()
+    plan = tier.longest_prefix(NAMESPACE, PROMPT, boundaries=[70])
+    fetched = tier.get_into(plan, own, start=start)
+    assert (fetched.start, fetched.tokens, fetched.stop) == (first, 70 - first, 70)
+    assert fetched.by_source == {"local": 70 - first, "remote": 0}
+    assert np.array_equal(own.kv[:, :, :first], before[:, :, :first])
+    assert np.array_equal(own.kv[:, :, first:70], source.kv[:, :, first:70])
+    assert np.array_equal(own.kv[:, :, 70:], before[:, :, 70:])
+
+
+@pytest.mark.parametrize("start", [70, 71, 500, np.int64(70)])
+def test_nothing_is_read_where_the_caller_has_all_that_was_planned(
+    tier: Samovar, start: int
+) -> None:
+    tier.put(NAMESPACE, PROMPT[:70], Rows(70, seed=1), boundaries=[70])
+    own = Rows(100, seed=2)
+    before = own.kv.copy()
+    fetched = tier.get_into(tier.longest_prefix(NAMESPACE, PROMPT, [70]), own, start=start)
+    assert (fetched.start, fetched.tokens, fetched.stop) == (start, 0, start)
+    assert np.array_equal(own.kv, before)
+
+
+def test_what_is_gone_behind_the_callers_own_tokens_leaves_them(tier: Samovar) -> None:
+    tier.put(NAMESPACE, PROMPT, Rows(100, seed=1))
+    plan = tier.longest_prefix(NAMESPACE, PROMPT)
+    for seed in range(60):
+        tier.put(NAMESPACE, [seed, *PROMPT], Rows(101, seed=seed))
+    own = Rows(100, seed=2)
+    before = own.kv.copy()
+    fetched = tier.get_into(plan, own, start=40)
+    assert (fetched.start, fetched.tokens) == (32, 0)
+    assert fetched.failures == {"GONE": 8}
+    assert np.array_equal(own.kv[:, :, :32], before[:, :, :32])
+
+
+def test_reading_the_end_of_a_prompt_keeps_all_of_it(tier: Samovar) -> None:
+    tier.put(NAMESPACE, PROMPT, Rows(100, seed=1))
+    for seed in range(60):
+        plan = tier.longest_prefix(NAMESPACE, PROMPT)
+        assert tier.get_into(plan, Rows(100), start=80).stop == 96
+        tier.put(NAMESPACE, [seed, *PROMPT], Rows(101, seed=seed))
+    assert got(tier, PROMPT)[0] == 96
+
+
+@pytest.mark.parametrize("start", [-1, 1.0, "3", None])
+def test_a_start_that_is_no_count_is_refused(tier: Samovar, start: Any) -> None:
+    plan = tier.longest_prefix(NAMESPACE, PROMPT)
+    with pytest.raises(UsageError, match="start must be how many tokens"):
+        tier.get_into(plan, Rows(100), start=start)
+
+
 def test_a_start_outside_the_prompt_is_refused(tier: Samovar) -> None:
     rows: KVRows = Rows(100)
     with pytest.raises(UsageError, match="outside"):
@@ -199,7 +293,8 @@ def test_a_start_outside_the_prompt_is_refused(tier: Samovar) -> None:
 
 def test_closing_leaves_nothing_behind(tmp_path: Path) -> None:
     tier = Samovar.open(ARENA_BYTES, tmp_path)
-    assert len(list(tmp_path.iterdir())) == 1
+    # Nor does being killed: by now its memory has no name any more.
+    assert list(tmp_path.iterdir()) == []
     tier.close()
     tier.close()
     assert list(tmp_path.iterdir()) == []

@@ -35,6 +35,22 @@ def test_refuses_a_map_that_names_a_node_twice() -> None:
         ClusterMap(-1, ())
 
 
+def test_says_how_many_tokens_a_block_has() -> None:
+    assert ClusterMap(1, ()).block_tokens == 64
+    assert ClusterMap.of(1, [node(1)], block_tokens=16).block_tokens == 16
+    with pytest.raises(UsageError, match="power of two"):
+        ClusterMap(1, (), block_tokens=48)
+
+
+def test_a_newer_map_of_the_same_tier_replaces_one() -> None:
+    of = {name: ClusterMap(5, (), tier_id=name) for name in ("", "ours", "theirs")}
+    for held, taken in ((of["ours"], "ours"), (of[""], "ours"), (of[""], "")):
+        assert ClusterMap(6, (), tier_id=taken).replaces(held)
+        assert not ClusterMap(5, (), tier_id=taken).replaces(held)
+    for taken in ("theirs", ""):
+        assert not ClusterMap(6, (), tier_id=taken).replaces(of["ours"])
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [

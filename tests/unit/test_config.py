@@ -1,11 +1,13 @@
 """Settings: their sources, their limits, and the page that lists them."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from kvstore.config import (
     ROLES,
+    ClientConfig,
     ClusterConfig,
     NodeConfig,
     is_loopback,
@@ -13,7 +15,7 @@ from kvstore.config import (
     resolve,
 )
 from kvstore.errors import ConfigError
-from kvstore.settings import MAX_FILE_BYTES, knobs
+from kvstore.settings import MAX_FILE_BYTES, Knob, knobs
 
 ROOT = Path(__file__).parents[2]
 HOME = {"HOME": "/home/somebody"}
@@ -115,8 +117,20 @@ def test_strangers_need_a_token(host: str, tmp_path: Path) -> None:
     assert not is_loopback(host)
     with pytest.raises(ConfigError, match="set token_file, or insecure"):
         resolve(NodeConfig, {"bind_host": host}, HOME, None)
-    resolve(NodeConfig, {"bind_host": host, "token_file": tmp_path / "token"}, HOME, None)
-    resolve(NodeConfig, {"bind_host": host, "insecure": True}, HOME, None)
+    found = {"bind_host": host, "advertise_host": "192.0.2.1"}
+    resolve(NodeConfig, found | {"token_file": tmp_path / "token"}, HOME, None)
+    resolve(NodeConfig, found | {"insecure": True}, HOME, None)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "[::]"])
+def test_every_address_is_none_to_connect_to(host: str) -> None:
+    everywhere = {"bind_host": host, "insecure": True}
+    with pytest.raises(ConfigError, match="set advertise_host"):
+        resolve(NodeConfig, everywhere, HOME, None)
+    with pytest.raises(ConfigError, match=f"nobody can connect to {re.escape(host)}"):
+        resolve(NodeConfig, {"advertise_host": host}, HOME, None)
+    node = resolve(NodeConfig, everywhere | {"advertise_host": "192.0.2.1"}, HOME, None)
+    assert (node.bind_host, node.advertise_host) == (host, "192.0.2.1")
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "[::1]", "localhost"])
@@ -139,8 +153,46 @@ def test_shared_settings_are_the_same_in_all_roles() -> None:
     for knob in knobs(ROLES):
         for role in ROLES:
             if knob.name in role.model_fields:
-                field = role.model_fields[knob.name]
-                assert (field.description, field.default) == (knob.description, knob.field.default)
+                here = Knob(knob.name, role.model_fields[knob.name], knob.roles)
+                assert (here.description, here.default) == (knob.description, knob.default)
+
+
+def test_a_client_needs_no_state_folder() -> None:
+    client = resolve(ClientConfig, {"address": "a:1"}, {}, None)
+    assert (client.address, client.state_folder) == (("a:1",), None)
+    assert resolve(ClientConfig, {}, HOME, None).state_folder is not None
+
+
+def test_addresses_may_be_several(tmp_path: Path) -> None:
+    environ = HOME | {"SAMOVAR_ADDRESS": "a:1, [::1]:2"}
+    assert resolve(ClientConfig, {}, environ, None).address == ("a:1", "[::1]:2")
+    file = toml(tmp_path, 'address = ["a:1", "b:2"]\n')
+    assert resolve(ClientConfig, {}, HOME, file).address == ("a:1", "b:2")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "sentence"),
+    [
+        ("SAMOVAR_ADDRESS", "a", "is not host:port"),
+        ("SAMOVAR_ADDRESS", "a:1,", "is not host:port"),
+        ("SAMOVAR_ADDRESS", "a:65536", "is not host:port"),
+        ("SAMOVAR_GET_DEADLINE_S", "0", "greater than 0"),
+        ("SAMOVAR_PUT_DEADLINE_S", "nan", "finite"),
+        ("SAMOVAR_CALL_DEADLINE_S", "3601", "less than or equal to 3600"),
+        ("SAMOVAR_DEFAULT_TTL_S", "-1", "greater than or equal to 0"),
+        ("SAMOVAR_DEFAULT_TTL_S", str(1 << 32), "less than or equal to"),
+    ],
+)
+def test_bad_values_of_a_client_are_named(variable: str, value: str, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{variable} = .*{sentence}"):
+        resolve(ClientConfig, {}, HOME | {variable: value}, None)
+
+
+@pytest.mark.parametrize("block_tokens", ["48", "8", "8192", "many"])
+def test_blocks_have_a_power_of_two_of_tokens(block_tokens: str) -> None:
+    with pytest.raises(ConfigError, match=f"^--block-tokens = '{block_tokens}': "):
+        resolve(ClusterConfig, {"block_tokens": block_tokens}, HOME, None)
+    assert resolve(ClusterConfig, {"block_tokens": "16"}, HOME, None).block_tokens == 16
 
 
 def test_every_setting_is_read_somewhere() -> None:

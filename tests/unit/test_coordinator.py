@@ -39,6 +39,15 @@ def test_nodes_enter_the_map_with_their_first_answer() -> None:
     assert step.publish == ()
 
 
+def test_other_blocks_make_a_new_map() -> None:
+    last = ClusterMap(5, (info(0), info(1)), block_tokens=64)
+    coordinator = Coordinator((0, 1), last, ManualClock(), block_tokens=128)
+    step = coordinator.step(both(5))
+    assert step.cluster_map == ClusterMap(6, last.nodes, block_tokens=128)
+    assert step.publish == (0, 1)
+    assert coordinator.step(both(6)).cluster_map == step.cluster_map
+
+
 @pytest.mark.parametrize("sight", [Silent(), Missing()])
 def test_silence_changes_no_map(sight: Sight) -> None:
     last = ClusterMap(5, (info(0), info(1)))
@@ -60,6 +69,13 @@ def test_late_answer_of_a_former_life_changes_nothing() -> None:
     last = ClusterMap(5, (info(0, incarnation=2), info(1)))
     coordinator = Coordinator((0, 1), last, ManualClock())
     assert coordinator.step(both(5, info(0, incarnation=1))).cluster_map == last
+
+
+def test_maps_are_of_the_tier_and_numbers_go_on_from_the_one_before() -> None:
+    before = ClusterMap(5, (info(0), info(1)), tier_id="before")
+    coordinator = Coordinator((0, 1), before, ManualClock(), tier_id="tier")
+    step = coordinator.step(both(0, info(0, incarnation=2)))
+    assert (step.cluster_map.tier_id, step.cluster_map.epoch) == ("tier", 6)
 
 
 def test_number_goes_on_from_the_highest_that_any_node_has_seen() -> None:

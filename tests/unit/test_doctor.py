@@ -5,6 +5,8 @@ import importlib.metadata
 import os
 import resource
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,9 @@ from kvstore import doctor
 from kvstore.cluster import processes
 from kvstore.config import NodeConfig
 from kvstore.doctor import Level
+from kvstore.leaves import Implementation
 from kvstore.state import ProcessRecord, Remains, TierFolder, TierRecord
+from tests.source_tree import ROOT
 
 KNOWN_ID, LOST_ID = "aaaaaaaaaaaa", "bbbbbbbbbbbb"
 KNOWN = [Remains(KNOWN_ID, "boot", (), ())]
@@ -86,8 +90,8 @@ def test_token_that_others_can_read(tmp_path: Path) -> None:
     assert "chmod 600" in doctor.token(folder).sentence
 
 
-@pytest.mark.parametrize("boot_id", ["boot", "later"])
-def test_tier_that_ended_without_a_word(tmp_path: Path, boot_id: str) -> None:
+@pytest.mark.parametrize(("boot_id", "level"), [("boot", Level.FAIL), ("later", Level.WARN)])
+def test_tier_that_ended_without_a_word(tmp_path: Path, boot_id: str, level: Level) -> None:
     remains = Remains(KNOWN_ID, "boot", (), (ProcessRecord("gcs_server", 1 << 22, 1),))
     (tmp_path / "a").mkdir()
     (tmp_path / "file").touch()
@@ -95,7 +99,9 @@ def test_tier_that_ended_without_a_word(tmp_path: Path, boot_id: str) -> None:
     folder.write(TierRecord("a", 1, 1 << 20, 6379, "/r", (), remains))
     ((path, found),) = doctor.known_tiers(tmp_path)
     assert path == folder.path
-    assert doctor.tier(path, found, boot_id).level is Level.WARN
+    finding = doctor.tier(path, found, boot_id)
+    assert finding.level is level
+    assert "`samovar up`" in finding.sentence
 
 
 def test_arenas_that_nobody_holds(tmp_path: Path) -> None:
@@ -110,6 +116,54 @@ def test_arenas_that_nobody_holds(tmp_path: Path) -> None:
         os.close(lock)
     assert names[1] in left.sentence
     assert len(list(doctor.left_arenas(tmp_path, KNOWN))) == 2
+
+
+def test_embedded_tiers_that_were_killed_while_they_were_made(tmp_path: Path) -> None:
+    dead, made = (tmp_path / f"samovar-embedded-{name}" for name in ("dead", "made"))
+    for folder in (dead, made):
+        folder.mkdir()
+        (folder / "lock").touch()
+    with (made / "lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        (left,) = doctor.left_embedded(tmp_path)
+    assert f"rm -r {dead}" in left.sentence
+
+
+def test_a_killed_maker_of_an_embedded_tier_is_found(tmp_path: Path) -> None:
+    # The place in which the child stops is the only one where its arena has a name.
+    script = (
+        "import sys, time\n"
+        "from pathlib import Path\n"
+        "from kvstore import embedded\n"
+        "from kvstore.client import Samovar\n"
+        "def stop(*arguments):\n"
+        "    print('made', flush=True)\n"
+        "    time.sleep(60)\n"
+        "embedded.LocalTransport.open = stop\n"
+        "Samovar.open(1 << 20, Path(sys.argv[1]))\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "made\n"
+        assert not list(doctor.left_embedded(tmp_path)), "its maker lives"
+        child.kill()
+    (left,) = doctor.left_embedded(tmp_path)
+    assert "was killed: rm -r" in left.sentence
+
+
+def test_a_token_file_that_cannot_be_used(tmp_path: Path) -> None:
+    assert not list(doctor.token_file(None))
+    (found,) = doctor.token_file(tmp_path / "absent")
+    assert found.level is Level.FAIL
+    file = tmp_path / "token"
+    file.write_text("hush\n")
+    file.chmod(0o600)
+    (found,) = doctor.token_file(file)
+    assert found.level is Level.OK
+    file.chmod(0o644)
+    (found,) = doctor.token_file(file)
+    assert "chmod 600" in found.sentence
 
 
 def test_ray_folders_that_nobody_uses(tmp_path: Path) -> None:
@@ -133,3 +187,12 @@ def test_processes_without_a_record(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 def test_gpu_never_fails() -> None:
     assert doctor.gpu().level is Level.OK
+
+
+@pytest.mark.parametrize("used", Implementation)
+def test_it_says_who_copies_and_hashes(used: Implementation) -> None:
+    found = doctor.native_code(used)
+    slow = used is Implementation.PYTHON
+    assert found.level is (Level.WARN if slow else Level.OK)
+    assert ("install a C compiler" in found.sentence) == slow
+    assert used.value in found.sentence

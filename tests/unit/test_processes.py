@@ -11,6 +11,7 @@ import pytest
 
 from kvstore.clock import SystemClock
 from kvstore.cluster import processes
+from kvstore.process import start_ticks
 from kvstore.state import ProcessRecord, Remains
 
 STUBBORN = "import signal, sys; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
@@ -58,7 +59,7 @@ def line(child: Child) -> str:
 
 
 def record(child: Child) -> ProcessRecord:
-    ticks = processes.start_ticks(child.pid)
+    ticks = start_ticks(child.pid)
     assert ticks is not None
     return ProcessRecord("child", child.pid, ticks)
 
@@ -91,7 +92,7 @@ def test_descendants_belong_too(spawn: Spawn, tier_id: str) -> None:
     grandchild = int(line(parent))
     assert {each.pid for each in processes.find(tier_id)} == {parent.pid, grandchild}
     assert end(tier_id) == {parent.pid, grandchild}
-    assert processes.start_ticks(grandchild) is None
+    assert start_ticks(grandchild) is None
 
 
 def test_number_that_was_given_to_another_process_is_not_hit(spawn: Spawn, tier_id: str) -> None:
@@ -108,6 +109,13 @@ def test_records_of_another_boot_are_not_hit(spawn: Spawn, tier_id: str) -> None
     line(child)
     assert end(tier_id, (record(child),), boot_id="later") == set()
     assert child.poll() is None
+
+
+def test_a_recorded_process_is_called_what_it_calls_itself_now(spawn: Spawn, tier_id: str) -> None:
+    child = spawn()
+    line(child)
+    (found,) = processes.find(tier_id, [record(child)])
+    assert found == replace(record(child), role=os.path.basename(sys.executable))
 
 
 def test_ended_process_is_not_alive(spawn: Spawn) -> None:

@@ -3,6 +3,7 @@
 import os
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -222,6 +223,12 @@ def test_set_map_takes_only_newer_maps(served: Served, client: ControlClient) ->
     assert served.bulletin.now.map == two_nodes(4)
 
 
+def test_set_map_takes_no_other_tiers_map(served: Served, client: ControlClient) -> None:
+    ours = replace(two_nodes(4), tier_id="ours")
+    assert client.set_map(ours) == ours
+    assert client.set_map(replace(two_nodes(9), tier_id="theirs")) == ours
+
+
 def test_locate_and_refute(served: Served, client: ControlClient) -> None:
     client.set_map(two_nodes(2))
     keys, cells = some_keys(3), np.array([0, 1, 1], np.uint8)
@@ -297,13 +304,13 @@ def test_another_incarnation_gets_no_old_descriptors(served: Served, client: Con
     assert client.identity.incarnation == 8
 
 
-def test_a_closed_client_says_so_and_leaves_no_thread(served: Served) -> None:
+def test_a_closed_client_is_unavailable_and_leaves_no_thread(served: Served) -> None:
     before = set(threading.enumerate())
     client = ControlClient(served.address)
     assert client.session
     client.close()
     client.close()
-    with pytest.raises(UsageError, match="is closed"):
+    with pytest.raises(UnavailableError, match="was closed"):
         client.stats()
     eventually(lambda: not _session_threads() - before)
 

@@ -1,5 +1,7 @@
 """Packed arrays and conversions: what comes out is what went in, and nothing broken gets in."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -10,7 +12,7 @@ from kvstore.directory import Announcement, Answer, Reception
 from kvstore.holders import Located
 from kvstore.membership import Heartbeat
 from kvstore.rpc import cluster_pb2, convert, directory_pb2, wire
-from kvstore.tiers.host import HostStats
+from kvstore.tiers.stats import HostStats
 from tests.served import reserve_request, some_keys, two_nodes
 
 
@@ -47,7 +49,7 @@ def test_the_largest_messages_fit() -> None:
 
 
 def test_maps_go_there_and_back() -> None:
-    for cluster_map in (ClusterMap(0, ()), two_nodes(5)):
+    for cluster_map in (ClusterMap(0, ()), two_nodes(5), ClusterMap(1, (), block_tokens=16)):
         assert convert.map_from_message(convert.map_to_message(cluster_map)) == cluster_map
 
 
@@ -58,6 +60,10 @@ def test_a_map_that_cannot_be_is_invalid() -> None:
         convert.map_from_message(message)
     message.nodes[1].index = 1 << 20
     with pytest.raises(wire.WireFault, match="index"):
+        convert.map_from_message(message)
+    message = convert.map_to_message(two_nodes(5))
+    message.block_tokens = 0
+    with pytest.raises(wire.WireFault, match="block_tokens"):
         convert.map_from_message(message)
 
 
@@ -80,9 +86,16 @@ def test_suspects_without_incarnations_are_invalid() -> None:
 def test_reserve_requests_go_there_and_back() -> None:
     request = reserve_request(5, some_keys(4))
     back = convert.reserve_from_message(convert.reserve_to_message(request, incarnation=9))
-    assert (back.session, back.operation, back.ttl_s) == (5, 1, 0)
+    assert (back.session, back.operation) == (5, 1)
     for name in ("keys", "cells", "lengths", "tokens", "depths", "spans"):
         assert np.array_equal(getattr(back, name), getattr(request, name)), name
+
+
+@pytest.mark.parametrize("ttl_s", [None, 0, 10])
+def test_no_word_about_a_blocks_life_is_not_the_same_as_no_end(ttl_s: int | None) -> None:
+    request = replace(reserve_request(5, some_keys(1)), ttl_s=ttl_s)
+    message = convert.reserve_to_message(request, incarnation=9)
+    assert convert.reserve_from_message(message).ttl_s == ttl_s
 
 
 @pytest.mark.parametrize("name", ["keys", "cells", "lengths", "tokens", "depths", "spans"])

@@ -36,9 +36,10 @@ def test_record_comes_back(folder: TierFolder) -> None:
 
 def test_map_comes_back(folder: TierFolder) -> None:
     assert folder.read_map() == ClusterMap(0, ())
-    folder.write_map(ClusterMap(7, (NODE,)))
+    written = ClusterMap(7, (NODE,), block_tokens=128, tier_id="0123456789ab")
+    folder.write_map(written)
     folder.forget()
-    assert folder.read_map() == ClusterMap(7, (NODE,))
+    assert folder.read_map() == written
 
 
 def test_token_is_made_once(folder: TierFolder) -> None:

@@ -1,0 +1,153 @@
+"""Routes into a cluster: one connection per node, bounded first contact, and whose tier it is."""
+
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+
+from kvstore import cluster_routes
+from kvstore.clock import ManualClock
+from kvstore.cluster_map import ClusterMap, NodeInfo
+from kvstore.cluster_routes import ClusterRoutes
+from kvstore.errors import UnavailableError
+from kvstore.placement import homes
+from kvstore.rpc.client import ControlClient
+from tests.served import Served, eventually, put, some_keys, two_nodes
+from tests.worlds import shared_folder
+
+Away = Callable[[Path], AbstractContextManager[str]]
+FOREVER_S = 3600.0
+"""Whoever waits so long has no bound: the run ends before."""
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with shared_folder() as path:
+        yield path
+
+
+@contextmanager
+def serving(folder: Path, epoch: int, tier_id: str, port: int = 0) -> Iterator[Served]:
+    """A node whose map has itself in it, and another one that is away."""
+    folder.mkdir()
+    served = Served(folder, port=port)
+    nodes = two_nodes(epoch, served.address).nodes
+    served.call(lambda: served.bulletin.post_map(ClusterMap(epoch, nodes, tier_id=tier_id)))
+    try:
+        yield served
+    finally:
+        served.stop()
+
+
+@contextmanager
+def routes_to(
+    served: Served, host_id: str, call_deadline_s: float = 2.0
+) -> Iterator[ClusterRoutes]:
+    routes = ClusterRoutes.open(served.address, host_id, None, ManualClock(), call_deadline_s)
+    try:
+        yield routes
+    finally:
+        routes.close()
+
+
+def held(routes: ClusterRoutes, number: int) -> bool:
+    """Whether the mapped arena holds that key."""
+    table = routes.own_table()
+    key = some_keys(1, first=number)
+    return table is not None and bool(table.find(key, np.zeros(1, np.uint8)).held[0])
+
+
+@contextmanager
+def stuck(folder: Path) -> Iterator[str]:
+    """A node that takes connections and answers nothing."""
+    standing, go_on = threading.Event(), threading.Event()
+
+    def stand() -> None:
+        standing.set()
+        go_on.wait()
+
+    with serving(folder, 1, "tier") as served:
+        thread = threading.Thread(target=served.call, args=(stand,))
+        thread.start()
+        standing.wait()
+        try:
+            yield served.address
+        finally:
+            go_on.set()
+            thread.join()
+
+
+@contextmanager
+def unanswered(folder: Path) -> Iterator[str]:
+    """An address where connections are neither made nor refused: its queue is full."""
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(4):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(listener.getsockname())
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+def test_another_tier_at_the_same_address_is_gone_by(folder: Path) -> None:
+    with ExitStack() as stack:
+        with serving(folder / "a", 57, "first") as before:
+            routes = stack.enter_context(routes_to(before, "host-1"))
+            with closing(ControlClient(before.address)) as client:
+                put(client, before.node.tier.arena, some_keys(1))
+            assert (routes.map.epoch, routes.map.tier_id) == (57, "first")
+            assert held(routes, 1)
+            port = int(before.address.rpartition(":")[2])
+        after = stack.enter_context(serving(folder / "b", 1, "second", port))
+        with closing(ControlClient(after.address)) as client:
+            put(client, after.node.tier.arena, some_keys(1, first=2))
+        eventually(lambda: (routes.map.epoch, routes.map.tier_id) == (1, "second"))
+        eventually(lambda: held(routes, 2) and not held(routes, 1))
+        found = routes.locate(some_keys(1), np.zeros(1, np.uint64))
+        assert not found.counts.any(), "asked by the map that the node goes by"
+
+
+def test_a_client_of_another_host_has_one_connection_to_its_entry(folder: Path) -> None:
+    with ExitStack() as stack:
+        client = mock.patch.object(cluster_routes, "ControlClient", wraps=ControlClient)
+        opened = stack.enter_context(client)
+        served = stack.enter_context(serving(folder / "a", 1, "tier"))
+        routes = stack.enter_context(routes_to(served, "elsewhere"))
+        assert routes.write_route().transport is routes.transport(1)
+        assert routes.access(1) is routes.write_route().access
+        addresses = [call.args[0] for call in opened.call_args_list]
+    assert addresses.count(served.address) == 1
+
+
+@pytest.mark.parametrize("away", [unanswered, stuck])
+def test_first_contact_with_a_node_that_does_not_answer_is_short(folder: Path, away: Away) -> None:
+    with ExitStack() as stack:
+        address = stack.enter_context(away(folder / "b"))
+        served = stack.enter_context(serving(folder / "a", 1, "tier"))
+        other = NodeInfo(2, "node-2", "host-2", 3, address, address, "/nowhere/2")
+        cluster_map = ClusterMap(2, (served.bulletin.now.map.nodes[0], other), tier_id="tier")
+        served.call(lambda: served.bulletin.post_map(cluster_map))
+        routes = stack.enter_context(routes_to(served, "host-1", FOREVER_S))
+        span = next(s for s in range(64) if homes(s, cluster_map)[0] == 2)
+        found = routes.locate(some_keys(1), np.array([span], np.uint64))
+        assert not found.counts.any(), "the second home was asked"
+        with pytest.raises(UnavailableError, match="failed a moment ago"):
+            routes.access(2)
+
+
+@pytest.mark.parametrize("away", [unanswered, stuck])
+def test_first_contact_for_a_session_is_short(folder: Path, away: Away) -> None:
+    with away(folder / "b") as address:
+        client = ControlClient(address, deadline_s=FOREVER_S, contact_s=0.01)
+        with closing(client):
+            with pytest.raises(UnavailableError, match="no session"):
+                assert client.session
+            with pytest.raises(UnavailableError, match="did not answer"):
+                client.lookup(some_keys(1), 1)
