@@ -1,0 +1,164 @@
+"""Where the system under test touches its process: threads, sockets, shared memory. Put aside here.
+
+Production code is not changed for the simulation. Inside ``simulated`` the names by which it
+reaches the operating system lead to the simulated world; everything between them is the real
+thing, from ``Samovar.connect`` down to ``Node`` and back.
+"""
+
+import asyncio
+import mmap
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, ClassVar, Protocol, cast
+from unittest.mock import patch
+
+import grpc
+import numpy as np
+
+from kvstore import client, cluster_routes, reading
+from kvstore.fs import FileSystem, Mapped
+from kvstore.rpc import session
+from kvstore.table import SlotState
+from kvstore.tiers import host
+from kvstore.transport import local
+from kvstore.transport.base import Transport
+from kvstore.transport.mapped import MappedNode, write_header
+from tests.sim.blocking import Blocking
+from tests.sim.channels import AsyncChannel, BlockingChannel
+from tests.sim.network import Network
+from tests.sim.scheduler import Process, Scheduler, current
+
+CELL_BYTES = 2 * mmap.PAGESIZE
+"""What most cells of the simulated prompts take: a page for the header, one for the payload."""
+
+
+class Surroundings(Protocol):
+    """What the edges need of a world."""
+
+    scheduler: Scheduler
+    network: Network
+    hesitation: float
+    hesitated_s: float
+
+    def file_system(self, machine: str) -> FileSystem: ...
+
+    def stopped(self, machine: str) -> None:
+        """A process there has just been stopped at a delicate moment."""
+        ...
+
+
+class WatchedNode(MappedNode):
+    """A mapped arena in which nobody may write to what another holds.
+
+    Between finding a slot and using it a thread may be put aside for long: that is where a writer
+    that was stopped comes back late.
+    """
+
+    world: Surroundings
+    claims: ClassVar[dict[int, tuple["WatchedNode", int, int]]] = {}
+    """By their address, the slots that somebody may be about to write to, and by which right."""
+
+    def populate_in_background(self) -> None:
+        return
+
+    def is_current(self, slot: int, generation: int, state: SlotState) -> bool:
+        self._hesitate()
+        return super().is_current(slot, generation, state)
+
+    def slot_bytes(
+        self, state: SlotState, slot: int, generation: int, cell: int, offset: int, length: int
+    ) -> Mapped | None:
+        found = super().slot_bytes(state, slot, generation, cell, offset, length)
+        self._hesitate()
+        if found is not None and state is SlotState.RESERVED:
+            self.claims[found.ctypes.data] = (self, generation, offset)
+        return found
+
+    @classmethod
+    def write_header(cls, slot_bytes: Mapped, packed: bytes) -> None:
+        """The end of a local write, right behind its payload."""
+        node, generation, offset = cls.claims.pop(slot_bytes.ctypes.data)
+        node.writing(generation, offset, len(slot_bytes))
+        write_header(slot_bytes, packed)
+
+    def writing(self, generation: int, offset: int, size_bytes: int) -> None:
+        """Somebody writes there now, by right of the reservation of that generation."""
+        records = self._table.slots
+        states = records["state"]
+        live = (states == SlotState.RESERVED) | (states == SlotState.COMMITTED)
+        live &= records["generation"] != generation
+        live &= records["offset"] < offset + size_bytes
+        live &= records["offset"] + records["size_bytes"] > offset
+        if live.any():
+            self.world.scheduler.fault(f"a write reached slot {np.flatnonzero(live)} of another")
+
+    def _hesitate(self) -> None:
+        """Now and then the thread is put aside, or its whole process stopped."""
+        strand, random = self.world.scheduler.strand, self.world.scheduler.random
+        if strand is None or random.random() >= self.world.hesitation:
+            return
+        seconds = random.choice([0.01, 0.3, 3.0])
+        if seconds > 1.0:
+            self.world.scheduler.say(strand.process.name, "stopped between finding and using")
+            strand.process.pause()
+            self.world.stopped(strand.process.machine)
+            self.world.network.wire.call_later(seconds, strand.process.go_on)
+            strand.wait(None, 0.0)
+        else:
+            self.world.hesitated_s += seconds
+            strand.wait(None, seconds)
+
+
+def _slots(capacity_bytes: int) -> int:
+    """Few records, so that they are short now and then."""
+    return capacity_bytes // CELL_BYTES + 8
+
+
+def watched_in(world: Surroundings) -> type[WatchedNode]:
+    """The class of the mapped arenas of one world."""
+    return type("WatchedHere", (WatchedNode,), {"world": world, "claims": {}})
+
+
+@contextmanager
+def simulated(
+    world: Surroundings, bulk: Callable[[Network, Process, str], Transport]
+) -> Iterator[None]:
+    """While it lasts, the tier's code lives in ``world``."""
+    scheduler, network = world.scheduler, world.network
+    blocking = Blocking(scheduler)
+
+    def here() -> Process:
+        if scheduler.strand is not None:
+            return scheduler.strand.process
+        return cast(Process, asyncio.get_running_loop())
+
+    def blocking_channel(address: str, **_: object) -> BlockingChannel:
+        return BlockingChannel(network, here(), address)
+
+    def async_channel(address: str, **_: object) -> AsyncChannel:
+        return AsyncChannel(network, here(), address)
+
+    def transport(address: str, *_: object) -> Transport:
+        return bulk(network, current(scheduler).process, address)
+
+    def file_system() -> FileSystem:
+        return world.file_system(current(scheduler).process.machine)
+
+    watched = watched_in(world)
+    replaced: list[tuple[Any, str, object]] = [
+        (grpc, "insecure_channel", blocking_channel),
+        (grpc.aio, "insecure_channel", async_channel),
+        (session, "threading", blocking),
+        (cluster_routes, "threading", blocking),
+        (cluster_routes, "LinuxFileSystem", file_system),
+        (cluster_routes, "TcpTransport", transport),
+        (client, "ThreadPoolExecutor", blocking.ThreadPoolExecutor),
+        (reading, "wait", blocking.wait),
+        (host, "default_slots", _slots),
+        (local, "MappedNode", watched),
+        (local, "write_header", watched.write_header),
+    ]
+    with ExitStack() as stack:
+        for module, name, value in replaced:
+            stack.enter_context(patch.object(module, name, value))
+        yield

@@ -1,0 +1,352 @@
+"""Simulated time: one queue of events, one seed, and processes that can stop, stall and die.
+
+    Scheduler   what happens next, in simulated time; every choice is drawn from one seed
+    Process     an asyncio event loop on it: the real coroutines of a storage node run there
+    Strand      blocking code (a client) as a coroutine: a thread that runs only while the
+                scheduler waits for it, and hands back where it would block
+
+Exactly one thing runs at any moment, strands included, so a run is a function of its seed. A
+process that is paused keeps its events until it goes on; one that was killed never runs again, not
+even its ``finally`` blocks: its tasks stay referenced until the world ends.
+"""
+
+import asyncio
+import heapq
+import itertools
+import threading
+import traceback
+from collections import deque
+from collections.abc import Callable
+from contextvars import Context
+from random import Random
+from typing import Any, ClassVar, cast
+
+from xxhash import xxh3_64
+
+TRACE_SHOWN = 60
+
+
+class SimulationFailure(AssertionError):
+    """The system under test broke a promise."""
+
+
+class Killed(BaseException):
+    """Ends a strand whose process is gone; no code under test catches it."""
+
+
+class Trace:
+    """What happened: a digest of everything, and the last of it for whoever has to debug."""
+
+    def __init__(self) -> None:
+        self.last: deque[str] = deque(maxlen=TRACE_SHOWN)
+        self.lines = 0
+        self._digest = xxh3_64()
+
+    def say(self, now_s: float, who: str, what: str) -> None:
+        line = f"{now_s:9.4f} {who:<10} {what}"
+        self.last.append(line)
+        self.lines += 1
+        self._digest.update(line.encode())
+
+    def digest(self) -> str:
+        """The same for two runs exactly when they did the same."""
+        return self._digest.hexdigest()
+
+
+class Scheduler:
+    """The only clock there is, and the order of events."""
+
+    def __init__(self, random: Random) -> None:
+        self.random = random
+        self.now_s = 0.0
+        self.trace = Trace()
+        self.strand: Strand | None = None
+        self.processes: list[Process] = []
+        self.faults: list[str] = []
+        self.over = False
+        self._queue: list[tuple[float, int, Process, asyncio.TimerHandle]] = []
+        self._numbers = itertools.count()
+
+    def put(self, process: "Process", handle: asyncio.TimerHandle) -> None:
+        """Queue an event; equal times are taken in the order in which they came."""
+        entry = (max(handle.when(), self.now_s), next(self._numbers), process, handle)
+        heapq.heappush(self._queue, entry)
+
+    def run_until(self, stop_s: float) -> None:
+        """Let time pass; raises ``SimulationFailure`` when something went wrong on the way."""
+        while self._queue and self._queue[0][0] <= stop_s:
+            when_s, _, process, handle = heapq.heappop(self._queue)
+            self.now_s = when_s
+            process.take(handle)
+            if self.faults:
+                raise SimulationFailure("\n".join(self.faults))
+        self.now_s = stop_s
+
+    def say(self, who: str, what: str) -> None:
+        """Note an event in the trace."""
+        self.trace.say(self.now_s, who, what)
+
+    def fault(self, what: str) -> None:
+        """Note a broken promise: the run ends with it."""
+        if not self.over:
+            self.say("FAULT", what)
+            self.faults.append(what)
+
+    def end(self) -> None:
+        """Nothing runs any more: unwind every strand and close every coroutine quietly."""
+        self.over = True
+        for process in self.processes:
+            process.end()
+
+
+class Process:
+    """One simulated process, on ``machine``. For asyncio it is an event loop."""
+
+    def __init__(self, scheduler: Scheduler, name: str, machine: str) -> None:
+        self.scheduler = scheduler
+        self.name = name
+        self.machine = machine
+        self.alive = True
+        self.paused = False
+        self.paused_s = 0.0
+        self.strands: list[Strand] = []
+        self.at_death: list[Callable[[], None]] = []
+        self._loop = cast(asyncio.AbstractEventLoop, self)
+        self._tasks: list[asyncio.Task[Any]] = []
+        self._kept: list[asyncio.TimerHandle] = []
+        self._paused_at_s = 0.0
+        scheduler.processes.append(self)
+
+    # What asyncio needs of a loop.
+
+    def time(self) -> float:
+        return self.scheduler.now_s
+
+    def get_debug(self) -> bool:
+        return False
+
+    def is_closed(self) -> bool:
+        return False
+
+    def is_running(self) -> bool:
+        return True
+
+    def create_future(self) -> asyncio.Future[Any]:
+        return asyncio.Future(loop=self._loop)
+
+    def create_task(self, coro: Any, **options: Any) -> asyncio.Task[Any]:
+        task: asyncio.Task[Any] = asyncio.Task(coro, loop=self._loop, **options)
+        self._tasks.append(task)
+        if len(self._tasks) > 256:
+            self._tasks = [one for one in self._tasks if not one.done()]
+        return task
+
+    def call_soon(
+        self, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        return self.call_at(self.scheduler.now_s, callback, *args, context=context)
+
+    def call_later(
+        self, delay: float, callback: Callable[..., object], *args: Any,
+        context: Context | None = None,
+    ) -> asyncio.TimerHandle:  # fmt: skip
+        return self.call_at(self.scheduler.now_s + delay, callback, *args, context=context)
+
+    def call_at(
+        self, when: float, callback: Callable[..., object], *args: Any,
+        context: Context | None = None,
+    ) -> asyncio.TimerHandle:  # fmt: skip
+        handle = asyncio.TimerHandle(when, callback, args, self._loop, context)
+        self.scheduler.put(self, handle)
+        return handle
+
+    def call_exception_handler(self, context: dict[str, Any]) -> None:
+        # Futures that nobody asked for their exception are normal where processes die.
+        if "handle" in context:
+            self.scheduler.fault(f"{self.name} raised {context['exception']!r}")
+
+    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
+        """A cancelled event is passed over when its time has come."""
+
+    # Life and death.
+
+    def take(self, handle: asyncio.TimerHandle) -> None:
+        """Run an event, keep it while paused, forget it when dead."""
+        if not self.alive or handle.cancelled():
+            return
+        if self.paused:
+            self._kept.append(handle)
+            return
+        asyncio._set_running_loop(self._loop)
+        try:
+            handle._run()
+        finally:
+            asyncio._set_running_loop(None)
+
+    def every(self, interval_s: float, step: Callable[[], object]) -> None:
+        """Call ``step`` again and again, a little late each time as real loops are."""
+
+        def turn() -> None:
+            self.call_later(interval_s * self.scheduler.random.uniform(1.0, 1.2), turn)
+            step()
+
+        self.call_soon(turn)
+
+    def start(self, name: str, work: Callable[[], object]) -> "Strand":
+        """Run blocking code."""
+        strand = Strand(self, name, work)
+        self.strands.append(strand)
+        self.call_soon(strand.resume)
+        return strand
+
+    def pause(self) -> None:
+        """SIGSTOP."""
+        if not self.paused:
+            self.paused = True
+            self._paused_at_s = self.scheduler.now_s
+
+    def go_on(self) -> None:
+        """SIGCONT: everything that was due meanwhile is due now."""
+        if self.paused:
+            self.paused = False
+            self.paused_s += self.scheduler.now_s - self._paused_at_s
+            kept, self._kept = self._kept, []
+            for handle in kept:
+                self.scheduler.put(self, handle)
+
+    def kill(self) -> None:
+        """SIGKILL: what was on its way to others is on its way, nothing else happens here."""
+        if self.alive:
+            self.alive = False
+            self.scheduler.say(self.name, "killed")
+            for last_word in self.at_death:
+                last_word()
+
+    def end(self) -> None:
+        """Unwind what is left, after the end of the world."""
+        self.alive = False
+        for strand in self.strands:
+            strand.unwind()
+        for task in self._tasks:
+            if not task.done():
+                close_quietly(task.get_coro())
+                task._log_destroy_pending = False  # type: ignore[attr-defined]
+
+
+def close_quietly(coroutine: Any) -> None:
+    """Unwind a coroutine, through all that it waits for on its way out."""
+    for _ in range(8):
+        try:
+            coroutine.close()
+        except RuntimeError:  # it waits for something in a finally block
+            continue
+        except Exception:
+            return  # its process is long dead, and its memory somebody else's
+        else:
+            return
+
+
+class Strand:
+    """Blocking code that runs while the scheduler waits, and the other way round."""
+
+    def __init__(self, process: Process, name: str, work: Callable[[], object]) -> None:
+        self.process = process
+        self.name = name
+        self.done: asyncio.Future[None] = process.create_future()
+        self._scheduler = process.scheduler
+        self._work = work
+        self._carrier: _Carrier | None = None
+
+    def resume(self) -> None:
+        """Called by the scheduler: goes on until the strand blocks or ends."""
+        if self.done.done():
+            return
+        before, self._scheduler.strand = self._scheduler.strand, self
+        if self._carrier is None:
+            self._carrier = _Carrier.take()
+            self._carrier.work = self._run
+        self._carrier.go()
+        self._scheduler.strand = before
+
+    def wait(self, future: "asyncio.Future[Any] | None", timeout_s: float | None) -> bool:
+        """Called by the strand: block until ``future`` is done; whether it is."""
+        waiting = [True]
+
+        def wake(_: object = None) -> None:
+            if waiting[0]:
+                waiting[0] = False
+                self.resume()
+
+        if self._scheduler.over:
+            raise Killed
+        if future is not None and future.done():
+            return True
+        if future is not None:
+            future.add_done_callback(wake)
+        timer = None if timeout_s is None else self.process.call_later(timeout_s, wake)
+        assert self._carrier is not None
+        self._carrier.hand_back()
+        if timer is not None:
+            timer.cancel()
+        if self._scheduler.over:
+            raise Killed
+        return future is not None and future.done()
+
+    def unwind(self) -> None:
+        """Let the code end; the world is over."""
+        while self._carrier is not None:
+            self._carrier.go()
+
+    def _run(self) -> None:
+        try:
+            self._work()
+        except Killed:
+            pass
+        except BaseException as error:
+            where = "".join(traceback.format_tb(error.__traceback__)[-4:])
+            self._scheduler.fault(f"{self.name} raised {error!r}\n{where}")
+        finally:
+            self._carrier = None
+            if not self._scheduler.over:
+                self.done.set_result(None)
+
+
+class _Carrier:
+    """A thread that carries one strand after the other; it runs only inside ``go``."""
+
+    idle: ClassVar[list["_Carrier"]] = []
+
+    def __init__(self) -> None:
+        self.work: Callable[[], None] = lambda: None
+        # Bare locks, taken by one thread and given back by the other: semaphores are slower.
+        self._mine, self._others = threading.Lock(), threading.Lock()
+        self._mine.acquire()
+        self._others.acquire()
+        threading.Thread(target=self._carry, name="simulated", daemon=True).start()
+
+    @classmethod
+    def take(cls) -> "_Carrier":
+        return cls.idle.pop() if cls.idle else cls()
+
+    def go(self) -> None:
+        """Called by the scheduler's thread: until the strand blocks or ends."""
+        self._mine.release()
+        self._others.acquire()
+
+    def hand_back(self) -> None:
+        """Called by the strand: until somebody calls ``go``."""
+        self._others.release()
+        self._mine.acquire()
+
+    def _carry(self) -> None:
+        self._mine.acquire()
+        while True:
+            self.work()
+            _Carrier.idle.append(self)
+            self.hand_back()
+
+
+def current(scheduler: Scheduler) -> Strand:
+    """The strand that is running."""
+    assert scheduler.strand is not None, "only blocking code may block"
+    return scheduler.strand

@@ -1,0 +1,124 @@
+"""Simulated machines, and the storage node that each of them carries.
+
+Puts together what ``kvstore.server`` puts together: the real tier, node, directory shard and
+services, on a simulated event loop. Does not cover: sockets, the bulk process's own life, Ray.
+"""
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kvstore.calls import NodeIdentity
+from kvstore.cluster_map import ClusterMap, NodeInfo
+from kvstore.directory import Directory
+from kvstore.node import Node
+from kvstore.rpc.bulletin import Bulletin
+from kvstore.rpc.cache_service import CacheService
+from kvstore.rpc.cluster_service import ClusterService
+from kvstore.rpc.directory_service import DirectoryService
+from kvstore.rpc.neighbourhood import Neighbourhood
+from kvstore.rpc.peer import Peer
+from kvstore.tiers.host import open_tier
+from tests.sim.edges import Surroundings, watched_in
+from tests.sim.memory import MachineClock, MemoryFileSystem
+from tests.sim.network import Endpoint, Network
+from tests.sim.scheduler import Process, Scheduler
+
+TICK_S = 0.12
+BEAT_S = 0.12
+ANNOUNCE_S = 0.2
+ARENA_FOLDER = Path("/arena")
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Machine:
+    """What a storage node's process leaves behind when it dies, and loses when the machine does."""
+
+    index: int
+    scheduler: Scheduler
+    arena_bytes: int
+    clock: MachineClock
+    fs: MemoryFileSystem
+    incarnation: int = 0
+    up: bool = True
+    processes: list[Process] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return f"m{self.index}"
+
+    def process(self, name: str) -> Process:
+        """A new process here."""
+        process = Process(self.scheduler, name, self.name)
+        self.processes.append(process)
+        return process
+
+    def lose_power(self, network: Network) -> None:
+        """Everything in memory is gone, nobody hears a last word."""
+        self.up = False
+        network.down.add(self.name)
+        for process in self.processes:
+            process.kill()
+        self.processes.clear()
+
+    def boot(self, network: Network) -> None:
+        """Up again, with empty memory."""
+        self.fs = MemoryFileSystem(self.scheduler.random)
+        self.up = True
+        network.down.discard(self.name)
+
+
+class StorageNode:
+    """One life of a storage node."""
+
+    def __init__(self, world: Surroundings, machine: Machine, moves: bool) -> None:
+        machine.incarnation += 1
+        self.index = machine.index
+        self.machine = machine
+        self.process = machine.process(f"node{machine.index}.{machine.incarnation}")
+        self._bulk = machine.process(f"bulk{machine.index}.{machine.incarnation}")
+        self.process.at_death.append(self._bulk.kill)
+        tier = open_tier(
+            machine.fs, machine.clock, ARENA_FOLDER, machine.arena_bytes, machine.incarnation
+        )
+        identity = NodeIdentity(
+            f"node-{machine.index}", machine.incarnation, machine.name, str(ARENA_FOLDER)
+        )
+        port = 7000 + (machine.incarnation if moves else 0)
+        self.control = f"{machine.name}:{port}"
+        self._bulk_address = f"{machine.name}:{9000 + machine.incarnation}"
+        self.node = Node(identity, tier, machine.clock)
+        self.directory = Directory()
+        self.bulletin = Bulletin(ClusterMap(0, ()))
+        self.neighbourhood = Neighbourhood(
+            self.node, self.directory, self.bulletin, machine.clock, lambda a: Peer(a, None)
+        )
+        cache = CacheService(self.node, self.bulletin)
+        cache.bulk = self._bulk_address
+        services = {
+            "Cache": cache,
+            "Directory": DirectoryService(self.directory, self.bulletin),
+            "Cluster": ClusterService(self.neighbourhood, self.bulletin),
+        }
+        world.network.listen(self.control, Endpoint(self.process, services))
+        mapped = watched_in(world).map(machine.fs, ARENA_FOLDER)
+        world.network.listen(self._bulk_address, Endpoint(self._bulk, {"bulk": mapped}))
+        self.process.every(TICK_S, self.node.tick)
+        self.process.every(BEAT_S, self.neighbourhood.beat)
+        self.process.every(ANNOUNCE_S, self.neighbourhood.announce)
+
+    @property
+    def info(self) -> NodeInfo:
+        """What the coordinator learns of it."""
+        identity = self.node.identity
+        return NodeInfo(
+            index=self.index,
+            node_id=identity.node_id,
+            host_id=identity.host_id,
+            incarnation=identity.incarnation,
+            control=self.control,
+            bulk=self._bulk_address,
+            arena_folder=identity.arena_folder,
+        )

@@ -1,0 +1,281 @@
+"""One world: a cluster, its clients, its trouble, and what must hold. A run follows from its seed.
+
+    0 ─ start ─── trouble ───────────── calm ── settled ── everything is read once more
+                  nodes checked every second       promises checked
+
+``run`` raises ``SimulationFailure`` with the last events; a seed is repeated with
+``python -m pytest tests/sim --sim-seed=SEED``. Deletes and holds belong here once the tier has
+them: as operations of ``tests.sim.clients`` and as a promise of ``tests.sim.promises``.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+
+from kvstore.cluster_map import ClusterMap
+from kvstore.errors import ConfigError
+from kvstore.fs import FileSystem
+from tests.sim.bulk import SimBulk
+from tests.sim.clients import SimClient
+from tests.sim.coordination import start_coordinator
+from tests.sim.edges import CELL_BYTES, simulated
+from tests.sim.memory import MachineClock, MemoryFileSystem
+from tests.sim.network import Network
+from tests.sim.promises import check_node, readable, right_payloads, unsettled
+from tests.sim.prompts import prompts_of
+from tests.sim.scheduler import Process, Scheduler, SimulationFailure
+from tests.sim.storage import Machine, StorageNode
+from tests.sim.trouble import Trouble
+
+START_S = 1.5
+SETTLED_WITHIN_S = 25.0
+LAST_PUT_WITHIN_S = 45.0
+CHECK_S = 1.0
+ACT_WITHIN_S = 60.0
+FAR = "far"
+ROOMY_BYTES = 200 * CELL_BYTES
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a run came to: the digest of its trace, and how much happened."""
+
+    digest: str
+    seconds: float
+    lines: int
+
+
+class World:
+    """A cluster of a few machines, made by a seed."""
+
+    def __init__(self, seed: int, machines: int = 0) -> None:
+        """``machines`` other than 0: so many, with room for everything and without trouble."""
+        random = Random(seed)
+        self.scheduler = Scheduler(random)
+        self.network = Network(self.scheduler)
+        self.calm = False
+        self.hesitation = random.choice([0.0, 0.02, 0.1])
+        self.hesitated_s = 0.0
+        self.flipped: set[tuple[str, int]] = set()
+        self.kept_map = ClusterMap(0, ())
+        self.prompts = prompts_of(random, random.randint(3, 7))
+        self.clients: list[SimClient] = []
+        self._right = right_payloads(self.prompts)
+        self._moves = random.random() < 0.3
+        self._nodes: dict[int, StorageNode] = {}
+        self._clocks = {FAR: MachineClock(self.scheduler, 3.0, 1.0)}
+        self._client_number = 0
+        count = machines or random.choice([1, 2, 2, 3, 3, 4])
+        self.machines = [self._machine(index) for index in range(count)]
+        self.coordinator = Process(self.scheduler, "coordinator", "")
+        self._trouble = Trouble(self, START_S + random.choice([4.0, 8.0]))
+        if machines:
+            self.hesitation = 0.0
+            self._trouble = Trouble.none(self)
+            for machine in self.machines:
+                machine.arena_bytes = ROOMY_BYTES
+
+    def run(self) -> Ran:
+        """The whole story; raises ``SimulationFailure``."""
+        return self._in_here(self._tell)
+
+    def play(self, scene: Callable[[], None]) -> Ran:
+        """A scene of its own, on a cluster that has come up; then everything must hold."""
+
+        def tell() -> None:
+            self._begin()
+            scene()
+            self._end()
+
+        return self._in_here(tell)
+
+    def _in_here(self, tell: Callable[[], None]) -> Ran:
+        listener = _Errors(self.scheduler)
+        logger = logging.getLogger("kvstore")
+        level, logger.level = logger.level, logging.ERROR
+        logger.addHandler(listener)
+        try:
+            with simulated(self, SimBulk):
+                try:
+                    tell()
+                finally:
+                    self.scheduler.end()
+        except SimulationFailure as failure:
+            raise SimulationFailure("\n".join([*self.scheduler.trace.last, str(failure)])) from None
+        finally:
+            logger.removeHandler(listener)
+            logger.level = level
+        trace = self.scheduler.trace
+        return Ran(trace.digest(), self.scheduler.now_s, trace.lines)
+
+    # What others need of a world.
+
+    def file_system(self, machine: str) -> FileSystem:
+        for found in self.machines:
+            if found.name == machine:
+                return found.fs
+        return MemoryFileSystem(self.scheduler.random)
+
+    def stopped(self, machine: str) -> None:
+        """A process there was stopped between finding a slot and using it."""
+        self._trouble.follow_up(machine)
+
+    def entry(self, machine: str) -> str:
+        """Where a client on that machine goes first: to its own node, or to the first there is."""
+        own = [node for node in self._nodes.values() if node.machine.name == machine]
+        return (own or list(self._nodes.values()))[0].control
+
+    def node_count(self) -> int:
+        return len(self.machines)
+
+    def node(self, index: int) -> StorageNode | None:
+        """The node of that index, if it lives."""
+        found = self._nodes.get(index)
+        return found if found is not None and found.process.alive else None
+
+    def can_start(self, index: int) -> bool:
+        return self.machines[index].up
+
+    def start_node(self, index: int) -> None:
+        """What Ray does: one node per machine; one that can't come up is tried again."""
+        if self.can_start(index) and self.node(index) is None:
+            try:
+                node = StorageNode(self, self.machines[index], self._moves)
+            except ConfigError as fault:
+                self.scheduler.say(f"node{index}", f"does not start: {fault}")
+                return
+            self.scheduler.say(node.process.name, f"adopted {node.node.tier.stats.adopted}")
+            self._nodes[index] = node
+
+    def start_coordinator(self, wanted: list[int]) -> None:
+        self.coordinator.kill()
+        self.coordinator = start_coordinator(self, wanted)
+
+    def start_client(self) -> None:
+        self.clients.append(self._client())
+        self.clients[-1].start()
+
+    def act(self, machine: str, work: Callable[[SimClient], object]) -> None:
+        """Have a new, connected client do something, until it is done; it stays connected."""
+        client = self._client(machine)
+        self.clients.append(client)
+
+        def connected() -> None:
+            client.tier = client.connect()
+            assert client.tier is not None, "no node answers"
+            work(client)
+
+        strand = client.process.start(f"{client.process.name}/act", connected)
+        self._wait_for(lambda: [] if strand.done.done() else ["a client's work"], ACT_WITHIN_S)
+
+    # The story.
+
+    def _tell(self) -> None:
+        self._begin()
+        for _ in range(self.scheduler.random.randint(1, 4)):
+            self.start_client()
+        self._trouble.begin()
+        while self.scheduler.now_s < self._trouble.stop_s:
+            self.scheduler.run_until(self.scheduler.now_s + CHECK_S)
+            self._check_nodes()
+        self._end()
+
+    def _begin(self) -> None:
+        scheduler = self.scheduler
+        scheduler.say("WORLD", f"{len(self.machines)} nodes, trouble: {self._trouble.described}")
+        for machine in self.machines:
+            self.start_node(machine.index)
+        self.coordinator = start_coordinator(self, range(len(self.machines)))
+        scheduler.run_until(START_S)
+
+    def _end(self) -> None:
+        self._trouble.end()
+        self.calm = True
+        self._settle()
+        self._read_everything()
+
+    def _settle(self) -> None:
+        """Wait until the last operations have ended, and then until all is as it must become."""
+        self._wait_for(self._working, LAST_PUT_WITHIN_S)
+        self._wait_for(self._unsettled, SETTLED_WITHIN_S)
+
+    def _wait_for(self, left_to_do: Callable[[], list[str]], within_s: float) -> None:
+        until_s = self.scheduler.now_s + within_s
+        while left := left_to_do():
+            if self.scheduler.now_s >= until_s:
+                raise SimulationFailure("never settled:\n" + "\n".join(left))
+            self.scheduler.run_until(self.scheduler.now_s + CHECK_S / 2)
+            self._check_nodes()
+
+    def _alive(self) -> list[SimClient]:
+        return [client for client in self.clients if client.process.alive]
+
+    def _working(self) -> list[str]:
+        return [f"{one.process.name} is at work" for one in self._alive() if one.busy]
+
+    def _unsettled(self) -> list[str]:
+        nodes = [self.node(index) for index in range(self._trouble.last_count)]
+        # One connection to each node, and one to enter by.
+        return unsettled(nodes, len(self._alive()) * (len(self.machines) + 1))
+
+    def _read_everything(self) -> None:
+        """New clients, on the first machine and far away, get all that is held."""
+        members = map(self.node, range(self._trouble.last_count))
+        nodes = [node for node in members if node is not None]
+        for machine in (self.machines[0].name, FAR):
+            expected = readable(nodes, self.prompts, self.flipped)
+            found: dict[int, int] = {}
+
+            def read_all(
+                client: SimClient,
+                found: dict[int, int] = found,
+                expected: dict[int, int] = expected,
+            ) -> None:
+                found.update(client.read_all(self.prompts, expected, 3))
+
+            self.act(machine, read_all)
+            still = readable(nodes, self.prompts, self.flipped)
+            for number, tokens in found.items():
+                if tokens < min(expected[number], still[number]):
+                    raise SimulationFailure(
+                        f"a client on {machine} got {tokens} tokens of prompt {number}, "
+                        f"{still[number]} are held"
+                    )
+
+    def _check_nodes(self) -> None:
+        for node in self._nodes.values():
+            if node.process.alive:
+                for fault in check_node(node, self._right, self.flipped):
+                    raise SimulationFailure(fault)
+
+    def _machine(self, index: int) -> Machine:
+        random = self.scheduler.random
+        clock = MachineClock(self.scheduler, random.uniform(0, 1e6), random.uniform(0.99, 1.01))
+        clock.wall_offset_ms = random.choice([0, 0, random.randint(-2000, 2000)])
+        self._clocks[f"m{index}"] = clock
+        arena_bytes = random.choice([6, 12, 20, 60]) * CELL_BYTES
+        fs = MemoryFileSystem(random)
+        return Machine(index, self.scheduler, arena_bytes, clock, fs)
+
+    def _client(self, machine: str | None = None) -> SimClient:
+        self._client_number += 1
+        name = machine or self.scheduler.random.choice([FAR, *(m.name for m in self.machines)])
+        at = next((m for m in self.machines if m.name == name), None)
+        process_name = f"client{self._client_number}@{name}"
+        process = (
+            Process(self.scheduler, process_name, name) if at is None else at.process(process_name)
+        )
+        return SimClient(self, process, self._clocks[name])
+
+
+class _Errors(logging.Handler):
+    """What the tier itself calls an error is one of ours."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        super().__init__(logging.ERROR)
+        self._scheduler = scheduler
+
+    def emit(self, record: logging.LogRecord) -> None:
+        detail = record.exc_info[1] if record.exc_info else None
+        self._scheduler.fault(f"logged as an error: {record.getMessage()} {detail!r}")
