@@ -55,6 +55,12 @@ ROWS = (
         "a prefix from another node: >= 0.9 of raw sockets, >= 5 times Ray's object store",
         "60 s",
     ),
+    Row("nvme_put", "blocks to the NVMe tier, durable: >= 0.8 of the disk's own speed", "30 s"),
+    Row(
+        "nvme_get_cold",
+        "blocks from the NVMe tier, verified, past every cache: >= 0.9 of the disk's own speed",
+        "30 s",
+    ),
     Row("node_death_detection_s", "a killed node is passed over within 2 s", "60 s"),
     Row(
         "ttft_warm_vs_cold",

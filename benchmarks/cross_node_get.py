@@ -40,7 +40,7 @@ def measure(run: Run) -> Iterator[Figure | Skipped]:
     """A prefix that only the other node holds, into warmed rows."""
     blocks = blocks_of(run.of(512 << 20, 32 << 20))
     prompt = prompt_of(blocks)
-    with storage_nodes((blocks + 4) * SLOT_BYTES, SMALL_ARENA_BYTES) as (far, near):
+    with storage_nodes(2 * (blocks + 4) * SLOT_BYTES, SMALL_ARENA_BYTES) as (far, near):
         source = EngineRows(blocks, True)
         _store(far, prompt, source)
         with near.client() as tier:

@@ -1,0 +1,324 @@
+"""An open slab: cells from a store to an eviction, while the disk answers.
+
+A cell is found from the moment at which it is durable to the moment at which it is dropped. Its
+slot is written again only after its freeing is durable, and after the last read of it ended, so a
+store that has to make room waits; nobody waits for it. A delete is done when nothing on the disk
+could bring the block back. What the disk refuses is a miss, and is dropped, so that the next store
+repairs it.
+
+Does not cover: the disk's coming and going (``tier``), where cells are and who leaves (``shelf``).
+"""
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from kvstore.clock import Clock
+from kvstore.key import KEY_BYTES, Keys
+from kvstore.tiers.nvme.deletions import Deletion, Deletions
+from kvstore.tiers.nvme.disk_queue import Answer
+from kvstore.tiers.nvme.record import RECORD, key_bytes, slot_bytes_of
+from kvstore.tiers.nvme.requests import NO_EXTENT, Outcome, RequestKind
+from kvstore.tiers.nvme.shelf import Shelf
+from kvstore.tiers.nvme.spill import Declined, Done, NvmeStats, Result, Spill
+from kvstore.tiers.nvme.traffic import Flight, Traffic
+from kvstore.tiers.tier import CellChange
+
+log = logging.getLogger(__name__)
+
+WAITING_MAX = 256
+"""Stores that wait for room."""
+PAUSE_S = 5.0
+"""How long nothing is stored after the disk refused a write: reads go on."""
+EXPIRED_MAX = 256
+TOUCHES_MAX = 1024
+"""So many are dropped, or written down, at a time."""
+
+_LOADED = {
+    Outcome.DONE: Result.LOADED,
+    Outcome.DAMAGED: Result.DAMAGED,
+    Outcome.FAILED: Result.FAILED,
+}
+_STORED = {**_LOADED, Outcome.DONE: Result.STORED}
+
+
+@dataclass(slots=True)
+class _Waiting:
+    ticket: int
+    spill: Spill
+    slot_bytes: int
+    has_room_coming: bool = False
+
+
+class OpenSlab:
+    """Cells that are held, on their way in, and on their way out."""
+
+    def __init__(
+        self,
+        shelf: Shelf,
+        traffic: Traffic,
+        deletions: Deletions,
+        stats: NvmeStats,
+        clock: Clock,
+        sequence: int,
+    ) -> None:
+        self.shelf = shelf
+        self.sequence = sequence
+        """Of the last write or delete."""
+        self._traffic = traffic
+        self._deletions = deletions
+        self._stats = stats
+        self._clock = clock
+        self._writing: dict[tuple[bytes, int], int] = {}
+        self._waiting: list[_Waiting] = []
+        self._leaving: dict[int, bytes] = {}
+        self._done: list[Done] = []
+        self._changes: list[CellChange] = []
+        self._pause_until_s = clock.monotonic_s()
+
+    def store(self, spill: Spill) -> int | Declined:
+        """Write a cell; the ticket says when it is durable."""
+        if self._clock.monotonic_s() < self._pause_until_s:
+            return Declined.CLOSED
+        slot_bytes = slot_bytes_of(spill.length)
+        if slot_bytes > self.shelf.identity.slot_bytes_max:
+            return Declined.TOO_LARGE
+        if (spill.key, spill.cell) in self._writing:
+            return Declined.BUSY
+        wall_ms = self._clock.wall_ms()
+        cell = np.array([spill.cell], np.uint8)
+        found = self.shelf.find(packed_keys([spill.key]), cell, wall_ms=0)
+        if found.held[0]:
+            number = int(found.slots[0])
+            if not self.shelf.has_expired(number, wall_ms):
+                self.shelf.touch(found.slots, spill.stamp, wall_ms, spill.ttl_s)
+                return Declined.HELD
+            if self.shelf.is_pinned(number):
+                return Declined.BUSY
+            self._stats.expired += 1
+            self._drop(number)
+        if len(self._waiting) >= WAITING_MAX:
+            return Declined.NO_ROOM
+        ticket = self._traffic.next_ticket()
+        self._writing[spill.key, spill.cell] = ticket
+        newest = _Waiting(ticket, spill, slot_bytes)
+        is_first = not any(w.slot_bytes == newest.slot_bytes for w in self._waiting)
+        if not (is_first and self._place(newest)) and self._has_hope(newest):
+            self._waiting.append(newest)
+        return ticket
+
+    def load(self, number: int, sequence: int, arena_offset: int) -> int | Declined:
+        """Read a cell that was found into an arena range as long as it was there."""
+        if not self.shelf.is_current(number, sequence):
+            return Declined.GONE
+        self.shelf.pin(number)
+        record = self.shelf.records[number]
+        return self._traffic.submit(RequestKind.READ, record, number, arena_offset=arena_offset)
+
+    def erase(self, deletion: Deletion) -> None:
+        """Drop a deletion's blocks, and ask for everything that it waits for."""
+        keys = set(deletion.keys)
+        if not deletion.sequence:
+            self.sequence += 1
+            deletion.sequence = self.sequence
+        for number in self.shelf.numbers_of(packed_keys(deletion.keys)):
+            if int(self.shelf.records[number]["sequence"]) < deletion.sequence:
+                self._stats.deleted += 1
+                self._drop(number)
+        writing = [flight.number for flight in self._traffic.of_kind(RequestKind.WRITE)]
+        for number in [*writing, *self._leaving]:
+            if key_bytes(self.shelf.records[number]) in keys:
+                self._deletions.doom(number, deletion)
+        for store in [w for w in self._waiting if w.spill.key in keys]:
+            self._waiting.remove(store)
+            self._end_waiting(store, Result.GONE)
+        for key in deletion.keys:
+            deletion.parts += 1
+            named = _named(key, deletion.sequence, self._clock.wall_ms())
+            self._traffic.submit(RequestKind.BURY, named, deletion=deletion.ticket)
+
+    def forget(self, keys: Iterable[bytes]) -> None:
+        """Remove tombstones that are too old."""
+        for key in keys:
+            self._traffic.submit(RequestKind.FORGET, _named(key, 0, 0))
+
+    def leave(self, number: int) -> None:
+        """Free a dropped cell's slot, when nobody reads it any more."""
+        self._leaving[number] = key_bytes(self.shelf.records[number])
+        if not self.shelf.is_pinned(number):
+            self._traffic.submit(RequestKind.FREE, self.shelf.records[number], number)
+
+    def take(self, answer: Answer) -> None:
+        """Go on with what the disk has done."""
+        flight = self._traffic.answered(answer.ticket)
+        if flight is None:
+            return
+        kind = flight.request.kind
+        if kind is RequestKind.READ:
+            self._loaded(answer, flight.number)
+        elif kind is RequestKind.WRITE:
+            self._written(answer, flight)
+        elif kind is RequestKind.TOUCH:
+            return  # never again: its row may have been freed since
+        elif answer.outcome is not Outcome.DONE:
+            self._traffic.keep_for_retry(flight)
+        elif kind is RequestKind.BURY:
+            self._finish(self._deletions.part_done(flight.deletion))
+        elif kind in (RequestKind.FREE, RequestKind.ERASE):
+            self._freed(kind, flight)
+
+    def expire(self) -> None:
+        """Drop some of those whose time is up."""
+        for number in self.shelf.expired(self._clock.wall_ms(), EXPIRED_MAX):
+            self._stats.expired += 1
+            self._drop(number)
+
+    def write_touches(self) -> None:
+        """Write down some of the later expiries and stamps; a lost one is no harm."""
+        for number in self.shelf.take_dirty(TOUCHES_MAX):
+            self._traffic.submit(RequestKind.TOUCH, self.shelf.records[number])
+
+    def place_waiting(self) -> None:
+        """Give free slots to the stores that wait, first come first served, and make room."""
+        waiting, self._waiting = self._waiting, []
+        full: set[int] = set()
+        for store in waiting:
+            if store.slot_bytes not in full and self._place(store):
+                continue
+            full.add(store.slot_bytes)
+            if self._has_hope(store):
+                self._waiting.append(store)
+
+    def drain_done(self) -> list[Done]:
+        """Tickets that are done since the last call."""
+        done, self._done = self._done, []
+        return done
+
+    def drain_changes(self) -> list[CellChange]:
+        """What came and went since the last call, in order."""
+        changes, self._changes = self._changes, []
+        return changes
+
+    def unfinished(self) -> list[int]:
+        """Tickets of the stores and loads that are not done."""
+        flights = self._traffic.of_kind(RequestKind.READ, RequestKind.WRITE)
+        return [f.request.ticket for f in flights] + [w.ticket for w in self._waiting]
+
+    def _loaded(self, answer: Answer, number: int) -> None:
+        self.shelf.unpin(number)
+        result = _LOADED[answer.outcome]
+        if not self.shelf.is_held(number):
+            result = Result.GONE
+            if not self.shelf.is_pinned(number):
+                self.leave(number)
+        elif result is Result.LOADED:
+            self._stats.loaded += 1
+        else:
+            # A cell that can't be read stands in the way of the store that would repair it.
+            self._stats.damaged += 1
+            log.warning("a cell in the NVMe slab can't be read (%s): it is dropped", result.name)
+            self._drop(number)
+        self._done.append(Done(answer.ticket, result))
+
+    def _written(self, answer: Answer, flight: Flight) -> None:
+        number, request = flight.number, flight.request
+        record = self.shelf.records[number]
+        del self._writing[key_bytes(record), int(record["cell"])]
+        result = _STORED[answer.outcome]
+        if result is Result.STORED and request.extent != NO_EXTENT:
+            self.shelf.extents.written(request.extent, request.extent_sequence)
+        if self._deletions.is_doomed(number):
+            result = Result.GONE
+        elif result is Result.STORED and not self.shelf.publish(number):
+            result = Result.NO_ROOM
+        if result is Result.STORED:
+            self._stats.stored += 1
+            self._stats.stored_bytes += self.shelf.slot_bytes(number)
+            self._say(record, added=True)
+        else:
+            self.shelf.drop(number)
+            self.leave(number)
+        if result is Result.FAILED:
+            self._pause()
+        self._done.append(Done(answer.ticket, result))
+
+    def _freed(self, kind: RequestKind, flight: Flight) -> None:
+        """A slot is free again, unless a deletion wants it wiped for good first."""
+        number = flight.number
+        if kind is RequestKind.FREE and self._deletions.is_doomed(number):
+            self._traffic.submit(RequestKind.ERASE, flight.request.record, number)
+            return
+        del self._leaving[number]
+        self.shelf.release(number)
+        self._finish(self._deletions.erased(number))
+
+    def _pause(self) -> None:
+        now_s = self._clock.monotonic_s()
+        if now_s >= self._pause_until_s:
+            log.warning("the NVMe disk refused a write: nothing is stored for %g s", PAUSE_S)
+        self._stats.failed += 1
+        self._pause_until_s = now_s + PAUSE_S
+
+    def _place(self, store: _Waiting) -> bool:
+        """Begin to write a cell; ``False`` if no slot is free."""
+        placed = self.shelf.place(store.spill, self.sequence + 1)
+        if placed is None:
+            return False
+        self.sequence += 2
+        number, place = placed
+        self._traffic.submit(
+            RequestKind.WRITE, self.shelf.records[number], number, ticket=store.ticket,
+            arena_offset=store.spill.arena_offset,
+            extent=place.extent if place.is_new_extent else NO_EXTENT,
+            extent_sequence=place.extent_sequence,
+        )  # fmt: skip
+        return True
+
+    def _has_hope(self, store: _Waiting) -> bool:
+        """Whether room is on its way for a store, after dropping who has to leave for it.
+
+        Without hope the store is done.
+        """
+        if not (store.has_room_coming and self._leaving):
+            for number in self.shelf.room_for(store.slot_bytes):
+                self._stats.evicted += 1
+                self._drop(number)
+            store.has_room_coming = True
+        if not self._leaving:
+            self._end_waiting(store, Result.NO_ROOM)
+        return bool(self._leaving)
+
+    def _end_waiting(self, store: _Waiting, result: Result) -> None:
+        del self._writing[store.spill.key, store.spill.cell]
+        self._done.append(Done(store.ticket, result))
+
+    def _drop(self, number: int) -> None:
+        """A held cell is found no more."""
+        self._say(self.shelf.records[number], added=False)
+        self.shelf.drop(number)
+        self.leave(number)
+
+    def _finish(self, tickets: Iterable[int]) -> None:
+        self._done += [Done(ticket, Result.DELETED) for ticket in tickets]
+
+    def _say(self, record: np.void, added: bool) -> None:
+        self._changes.append(
+            CellChange(key_bytes(record), int(record["cell"]), int(record["span"]), added)
+        )
+
+
+def packed_keys(keys: Iterable[bytes]) -> Keys:
+    """Keys as the index takes them."""
+    return np.frombuffer(b"".join(keys), np.uint8).reshape(-1, KEY_BYTES)
+
+
+def _named(key: bytes, sequence: int, now_ms: int) -> np.void:
+    """The record of a request that is about a block and no cell."""
+    record = np.zeros(1, RECORD)
+    record["key"] = np.frombuffer(key, "<u8")
+    record["sequence"] = sequence
+    record["stamp"] = now_ms
+    named: np.void = record[0]
+    return named

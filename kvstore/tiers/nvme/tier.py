@@ -1,0 +1,256 @@
+"""The NVMe tier as its node drives it: one object, whatever becomes of its disk.
+
+    OPENING ── opened ──> OPEN ── the disk process ended ──> OPENING ...  started again, later and
+       └── refused ──> REFUSED, until somebody sees to the files          later each time
+
+Driven by one thread: ``store``, ``load`` and ``delete`` give tickets, ``poll`` says what became of
+them. All disk work is done by a ``DiskQueue``. While that is away, everything is a miss; then held
+is what the disk says, as after any start. A delete outlives all of it.
+
+Does not cover: what happens while it is open (``open_slab``), who decides what is stored and
+promoted, holds, other nodes' copies.
+"""
+
+import itertools
+import logging
+
+import numpy as np
+import numpy.typing as npt
+
+from kvstore.clock import Clock
+from kvstore.key import Keys
+from kvstore.table import Cells, Found, Slots
+from kvstore.tiers.nvme.deletions import Deletion, Deletions
+from kvstore.tiers.nvme.disk_queue import Answer, DiskQueue, Ended
+from kvstore.tiers.nvme.identity import parse_identity
+from kvstore.tiers.nvme.open_slab import OpenSlab
+from kvstore.tiers.nvme.record import RECORD, TOMBSTONE, Records
+from kvstore.tiers.nvme.requests import Opening, OpeningKind
+from kvstore.tiers.nvme.shelf import Shelf
+from kvstore.tiers.nvme.spill import Declined, Done, NvmeStats, Phase, Result, Spill
+from kvstore.tiers.nvme.tombstones import TombstoneBook
+from kvstore.tiers.nvme.traffic import Traffic
+from kvstore.tiers.tier import CellChange
+
+log = logging.getLogger(__name__)
+
+RETRY_S = 1.0
+"""How often what has expired is dropped, and a freeing that the disk refused is asked again."""
+TOUCHES_S = 5.0
+"""How often later expiries and stamps are written down."""
+RESTART_S = (0.5, 30.0)
+"""First and longest wait before a disk process that ended is started again."""
+_COUNTER_BITS = 40
+
+
+class NvmeTier:
+    """Cells in a slab, found through an index, evicted by a policy."""
+
+    def __init__(self, queue: DiskQueue, clock: Clock, cells_max: int, incarnation: int) -> None:
+        self.phase = Phase.OPENING
+        self.reason = ""
+        """Why the tier is not open."""
+        self.epoch = 0
+        """Grows when what is held was replaced as a whole: ask for ``held_records`` then."""
+        self.stats = NvmeStats()
+        self._queue = queue
+        self._clock = clock
+        self._cells_max = cells_max
+        self._sequence = incarnation << _COUNTER_BITS
+        self._tickets = itertools.count(1)
+        self._traffic = Traffic(queue, self._tickets)
+        self._open: OpenSlab | None = None
+        self._tombstones = TombstoneBook(np.empty(0, TOMBSTONE))
+        self._deletions = Deletions()
+        self._done: list[Done] = []
+        self._retried_s = self._touches_s = clock.monotonic_s()
+        self._restart_s: float | None = None
+        self._backoff_s = RESTART_S[0]
+        queue.start()
+
+    def find(self, keys: Keys, cells: Cells) -> Found:
+        """Which cells are held and not expired. Neither pins nor touches.
+
+        In the answer, slots are record numbers, generations are sequences, offsets are the slab's.
+        """
+        if self._open is None:
+            return Found.nothing(len(keys))
+        return self._open.shelf.find(keys, cells, self._clock.wall_ms())
+
+    def deleted_ms(self, keys: Keys) -> npt.NDArray[np.uint64]:
+        """When each block was deleted, as far as is known; 0 if it was not.
+
+        A copy from elsewhere that is older than that must not be taken in.
+        """
+        return self._tombstones.deleted_ms(keys)
+
+    def next_stamp(self) -> int:
+        """One stamp for one operation on one prompt."""
+        return self._open.shelf.next_stamp() if self._open else 0
+
+    def touch(self, numbers: Slots, stamp: int, ttl_s: int | None = None) -> None:
+        """Move held cells to ``stamp`` and slide their expiry; never shortens a life.
+
+        ``ttl_s`` is what a new put of them asks for, 0 for no expiry.
+        """
+        if self._open is not None:
+            shelf = self._open.shelf
+            held = np.array([n for n in numbers.tolist() if shelf.is_held(n)], np.uint32)
+            shelf.touch(held, stamp, self._clock.wall_ms(), ttl_s)
+
+    def store(self, spill: Spill) -> int | Declined:
+        """Write a cell out of the arena; the ticket says when it is durable."""
+        if self._open is None:
+            return Declined.CLOSED
+        answer = self._open.store(spill)
+        self._traffic.send()
+        return answer
+
+    def load(self, number: int, sequence: int, arena_offset: int) -> int | Declined:
+        """Read a cell that was found into an arena range as long as its slot was there."""
+        if self._open is None:
+            return Declined.GONE
+        answer = self._open.load(number, sequence, arena_offset)
+        self._traffic.send()
+        return answer
+
+    def delete(self, keys: Keys) -> int:
+        """Let blocks be found no more, from now on; the ticket says when that is for good.
+
+        May be asked in any phase: it is done after the next opening then.
+        """
+        deletion = Deletion(next(self._tickets), tuple({key.tobytes() for key in keys}))
+        self._deletions.waiting[deletion.ticket] = deletion
+        self._bury(deletion)
+        self._traffic.send()
+        return deletion.ticket
+
+    def poll(self) -> list[Done]:
+        """What is done since the last call. Never waits."""
+        for event in self._queue.poll():
+            if isinstance(event, Opening):
+                self._opened(event)
+            elif isinstance(event, Ended):
+                self._ended(event)
+            else:
+                self._answered(event)
+        if self._open is not None:
+            self._open.place_waiting()
+            self._traffic.send()
+            self._done += self._open.drain_done()
+            self._count(self._open.shelf)
+        done, self._done = self._done, []
+        return done
+
+    def tick(self) -> list[Done]:
+        """``poll``, and whatever time has brought: expiry, retries, a new start."""
+        now_s = self._clock.monotonic_s()
+        if self._restart_s is not None and now_s >= self._restart_s:
+            self._restart_s = None
+            self.stats.restarts += 1
+            self._queue.start()
+        if self._open is not None and now_s - self._retried_s >= RETRY_S:
+            self._retried_s = now_s
+            self._traffic.retry()
+            self._open.expire()
+            self._open.forget(self._tombstones.take_outdated(self._clock.wall_ms()))
+        if self._open is not None and now_s - self._touches_s >= TOUCHES_S:
+            self._touches_s = now_s
+            self._open.write_touches()
+        return self.poll()
+
+    def stop(self) -> None:
+        """End the disk work, now. What was reported as done stays done, the rest has failed."""
+        self._queue.stop()
+        self._forget()
+        self.phase = Phase.CLOSED
+        self._restart_s = None
+
+    def drain_changes(self) -> list[CellChange]:
+        """What came and went within this ``epoch`` since the last call, in order."""
+        return self._open.drain_changes() if self._open else []
+
+    def held_records(self) -> Records:
+        """Everything that is held."""
+        shelf = self._open.shelf if self._open else None
+        return shelf.records[shelf.held()] if shelf else np.empty(0, RECORD)
+
+    def metadata_bytes(self) -> int:
+        """Memory for bookkeeping."""
+        return self._open.shelf.metadata_bytes() if self._open else 0
+
+    def _opened(self, opening: Opening) -> None:
+        """Begin with what the disk says."""
+        identity = parse_identity(opening.identity, "the NVMe tier")
+        if opening.kind is OpeningKind.REFUSED or identity is None:
+            self.phase, self.reason = Phase.REFUSED, opening.text
+            log.warning("no NVMe tier: %s", opening.text)
+            return
+        if opening.text:
+            log.warning("%s", opening.text)
+        self._sequence = max(
+            self._sequence,
+            int(opening.records["sequence"].max(initial=0)),
+            int(opening.tombstones["sequence"].max(initial=0)),
+        )
+        shelf = Shelf(identity, self._cells_max)
+        homeless = shelf.enter(_clamped(opening.records, self._clock.wall_ms()))
+        self._open = OpenSlab(
+            shelf, self._traffic, self._deletions, self.stats, self._clock, self._sequence
+        )
+        for number in homeless:
+            self._open.leave(number)
+        self._tombstones = TombstoneBook(opening.tombstones)
+        for deletion in self._deletions.begin_anew():
+            self._bury(deletion)
+        self.phase, self.reason = Phase.OPEN, ""
+        self.epoch += 1
+        self.stats.capacity_bytes = identity.extent_bytes * identity.extents
+        log.info("the NVMe tier holds %d cells", len(opening.records))
+
+    def _ended(self, ended: Ended) -> None:
+        """Everything is a miss until the disk is back."""
+        self._forget()
+        if self.phase is Phase.REFUSED:
+            return
+        if self.phase is Phase.OPEN or ended.reason != self.reason:
+            log.warning("the NVMe tier is away, all of it a miss: %s", ended.reason)
+        self.phase, self.reason = Phase.OPENING, ended.reason
+        self._restart_s = self._clock.monotonic_s() + self._backoff_s
+        self._backoff_s = min(2 * self._backoff_s, RESTART_S[1])
+
+    def _forget(self) -> None:
+        """What was asked has failed, but for deletions; nothing is held."""
+        if self._open is not None:
+            self._done += self._open.drain_done()
+            self._done += [Done(ticket, Result.FAILED) for ticket in self._open.unfinished()]
+            self._sequence = self._open.sequence
+            self.epoch += 1
+        self._open = None
+        self._traffic = Traffic(self._queue, self._tickets)
+        self.stats.held_cells = self.stats.held_bytes = 0
+
+    def _answered(self, answer: Answer) -> None:
+        self._backoff_s = RESTART_S[0]
+        if self._open is not None:
+            self._open.take(answer)
+
+    def _bury(self, deletion: Deletion) -> None:
+        for key in deletion.keys:
+            self._tombstones.enter(key, self._clock.wall_ms())
+        if self._open is not None:
+            self._open.erase(deletion)
+
+    def _count(self, shelf: Shelf) -> None:
+        self.stats.held_cells, self.stats.held_bytes = shelf.held_cells, shelf.held_bytes
+
+
+def _clamped(found: Records, wall_ms: int) -> Records:
+    """The records with no expiry further away than their class allows, whatever the clock says."""
+    records = found.copy()
+    longest = np.uint64(wall_ms) + records["ttl_s"].astype(np.uint64) * np.uint64(1000)
+    sliding = (records["ttl_s"] != 0) & (records["expires_ms"] != 0)
+    records["expires_ms"] = np.where(
+        sliding, np.minimum(records["expires_ms"], longest), records["expires_ms"]
+    )
+    return records

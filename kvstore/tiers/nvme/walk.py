@@ -1,0 +1,73 @@
+"""The walk: a catalog is read for the first time in a process that may die of it.
+
+A damaged LMDB file can end its reader with SIGBUS or SIGSEGV. ``python -m kvstore.tiers.nvme.walk``
+reads every row, checks it, and writes all of it to its standard output; whoever asked goes on with
+rows that are known to be whole, or with the knowledge that they are not.
+
+Does not cover: what is done then (``recovery``).
+"""
+
+import argparse
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from kvstore.tiers.nvme.catalog import CatalogDamage, Content, read_catalog
+from kvstore.tiers.nvme.record import RECORD, TOMBSTONE
+
+WALK_S = 60.0
+_DAMAGED = 3
+_COUNTS = struct.Struct("<QQQ")
+"""Bytes of the identity, records, tombstones."""
+
+
+def walk(folder: Path) -> Content:
+    """``read_catalog`` in a child; raises ``CatalogDamage``, also for a child that died."""
+    command = [sys.executable, "-m", "kvstore.tiers.nvme.walk", "--folder", str(folder)]
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=WALK_S, check=False
+        )
+    except subprocess.TimeoutExpired as fault:
+        raise CatalogDamage(f"reading it took over {WALK_S:.0f} s") from fault
+    if done.returncode == 0:
+        return unpack(done.stdout)
+    if done.returncode == _DAMAGED:
+        raise CatalogDamage(done.stderr.decode(errors="replace").strip())
+    raise CatalogDamage(f"its reader ended with status {done.returncode}")
+
+
+def pack(content: Content) -> bytes:
+    """A catalog's content as the child writes it."""
+    counts = _COUNTS.pack(len(content.identity), len(content.records), len(content.tombstones))
+    rows = (content.records.tobytes(), content.tombstones.tobytes())
+    return b"".join((counts, content.identity, *rows))
+
+
+def unpack(packed: bytes) -> Content:
+    """What ``pack`` wrote."""
+    identity_bytes, records, tombstones = _COUNTS.unpack_from(packed)
+    at = _COUNTS.size + identity_bytes
+    found = np.frombuffer(packed, RECORD, records, at)
+    buried = np.frombuffer(packed, TOMBSTONE, tombstones, at + found.nbytes)
+    return Content(packed[_COUNTS.size : at], found, buried)
+
+
+def main() -> int:
+    """Read one catalog."""
+    parser = argparse.ArgumentParser(prog="kvstore.tiers.nvme.walk")
+    parser.add_argument("--folder", type=Path, required=True)
+    try:
+        packed = pack(read_catalog(parser.parse_args().folder))
+    except CatalogDamage as damage:
+        print(damage, file=sys.stderr)
+        return _DAMAGED
+    sys.stdout.buffer.write(packed)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

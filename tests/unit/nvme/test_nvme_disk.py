@@ -1,0 +1,71 @@
+"""The real disk file: O_DIRECT or not, its length, and how large a slab is by default."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kvstore.errors import ConfigError
+from kvstore.tiers.nvme.capacity import (
+    CAPACITY_BYTES_MIN,
+    EXTENT_BYTES_MAX,
+    default_capacity_bytes,
+    extents_for,
+)
+from kvstore.tiers.nvme.disk import LinuxDisk, aligned_bytes
+from kvstore.tiers.nvme.record import PAGE_BYTES
+from kvstore.tiers.nvme.slab import read_whole, write_whole
+
+
+@pytest.mark.parametrize("refuses_direct", [False, True])
+def test_a_file_is_written_and_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refuses_direct: bool
+) -> None:
+    real = os.open
+
+    def without_direct(path: Path, flags: int, mode: int) -> int:
+        if flags & os.O_DIRECT:
+            raise OSError(22, "this file system has no O_DIRECT")
+        return real(path, flags, mode)
+
+    if refuses_direct:
+        monkeypatch.setattr("os.open", without_direct)
+    disk = LinuxDisk.open(tmp_path / "slab")
+    assert not (refuses_direct and disk.is_direct)
+    disk.allocate(4 * PAGE_BYTES)
+    written, seen = aligned_bytes(2 * PAGE_BYTES), aligned_bytes(2 * PAGE_BYTES)
+    written[:] = np.arange(2 * PAGE_BYTES, dtype=np.uint16).view(np.uint8)[: 2 * PAGE_BYTES]
+    write_whole(disk, [written[:PAGE_BYTES], written[PAGE_BYTES:]], PAGE_BYTES)
+    disk.sync()
+    read_whole(disk, [seen], PAGE_BYTES)
+    assert (written == seen).all()
+    with pytest.raises(OSError, match=r"the slab ends at"):
+        read_whole(disk, [seen], 3 * PAGE_BYTES)
+    disk.allocate(2 * PAGE_BYTES)
+    assert disk.size_bytes() == 2 * PAGE_BYTES
+    disk.close()
+
+
+def test_a_file_that_may_not_be_written_is_not_opened(tmp_path: Path) -> None:
+    with pytest.raises(IsADirectoryError):
+        LinuxDisk.open(tmp_path)
+
+
+@pytest.mark.parametrize("capacity_bytes", [16 << 20, 100_000_000, 1 << 30, 20 << 30])
+def test_a_slab_takes_what_it_is_given_and_never_more(capacity_bytes: int) -> None:
+    extent_bytes, extents = extents_for(capacity_bytes)
+    slab_bytes = PAGE_BYTES + extent_bytes * extents
+    assert capacity_bytes - extent_bytes < slab_bytes <= capacity_bytes
+    assert extent_bytes <= EXTENT_BYTES_MAX
+    assert extents >= 15
+
+
+def test_a_slab_without_room_for_anything_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"at least"):
+        extents_for(CAPACITY_BYTES_MIN - 1)
+
+
+def test_by_default_a_tenth_of_what_is_free_and_20_gib_at_most() -> None:
+    assert default_capacity_bytes(10 << 30) == 1 << 30
+    assert default_capacity_bytes(1 << 40) == 20 << 30

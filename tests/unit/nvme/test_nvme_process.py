@@ -1,0 +1,197 @@
+"""The disk process as a real child: files, LMDB, O_DIRECT, and what its death costs."""
+
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kvstore.clock import Deadline, ManualClock, SystemClock
+from kvstore.fs import LinuxFileSystem
+from kvstore.tiers.host import HostTier
+from kvstore.tiers.nvme.disk_process import DiskProcess, DiskSettings
+from kvstore.tiers.nvme.folder import CATALOG_FOLDER, SLAB_FILE
+from kvstore.tiers.nvme.spill import Done, Phase, Result, Spill
+from kvstore.tiers.nvme.tier import RESTART_S, NvmeTier
+from tests.nvme_world import cell_image, write_spill
+from tests.worlds import cells_of, key_number, packed, shared_folder
+
+ROOT = Path(__file__).parents[3]
+ARENA_BYTES = 1 << 20
+STEP_BYTES = 1 << 15
+
+
+class Node:
+    """An arena, and an NVMe tier beside it whose disk work a child does."""
+
+    def __init__(self, arena_folder: Path, disk_folder: Path, node_id: str = "node-a") -> None:
+        self.clock = ManualClock()
+        fs = LinuxFileSystem()
+        self.arena = HostTier.create(fs, self.clock, arena_folder, ARENA_BYTES, 16, 1).arena
+        self.settings = DiskSettings(disk_folder, arena_folder, node_id, 1 << 18, 4, 64)
+        self.results: dict[int, Result]
+        self.incarnation = 0
+        self.start()
+
+    def start(self) -> None:
+        self.incarnation += 1
+        self.results = {}
+        self.process = DiskProcess(self.settings)
+        self.tier = NvmeTier(self.process, self.clock, 64, self.incarnation)
+        self.wait_for_phase()
+
+    def wait_for_phase(self) -> None:
+        """Until the tier is open or refused."""
+        while self.tier.phase is Phase.OPENING:
+            self.step()
+
+    def step(self) -> list[Done]:
+        """Wait for the child to say something, then take it."""
+        select.select([self.process.fileno()], [], [], 30)
+        done = self.tier.tick()
+        self.results.update({one.ticket: one.result for one in done})
+        return done
+
+    def result(self, ticket: object) -> Result:
+        assert isinstance(ticket, int), ticket
+        deadline = Deadline.after(SystemClock(), 30)
+        while ticket not in self.results:
+            assert not deadline.passed(), "no answer"
+            self.step()
+        return self.results[ticket]
+
+    def spill(self, number: int, pages: int = 3, at: int = 0) -> Spill:
+        arena = self.arena.view(0, ARENA_BYTES)
+        return write_spill(arena, at * STEP_BYTES, number, 0, pages, self.clock)
+
+    def store(self, number: int, pages: int = 3) -> Result:
+        return self.result(self.tier.store(self.spill(number, pages)))
+
+    def load(self, number: int) -> Result:
+        """Load a cell, far from where it was stored from; its bytes must be right."""
+        found = self.tier.find(packed([key_number(number)]), cells_of(0))
+        assert found.held[0]
+        at = 8 * STEP_BYTES
+        image, _ = cell_image(key_number(number), 0, int(found.lengths[0]))
+        target = self.arena.view(at, len(image))
+        target[:] = 0xEE
+        ticket = self.tier.load(int(found.slots[0]), int(found.generations[0]), at)
+        result = self.result(ticket)
+        assert result is not Result.LOADED or np.array_equal(target, image)
+        return result
+
+    def holds(self, number: int) -> bool:
+        return bool(self.tier.find(packed([key_number(number)]), cells_of(0)).held[0])
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[Node]:
+    with shared_folder() as arena_folder:
+        node = Node(arena_folder, tmp_path)
+        yield node
+        node.tier.stop()
+
+
+def test_cells_go_to_disk_and_come_back(node: Node) -> None:
+    assert [node.store(n, pages) for n, pages in ((1, 1), (2, 3), (3, 5))] == [Result.STORED] * 3
+    assert [node.load(n) for n in (3, 1, 2)] == [Result.LOADED] * 3
+    assert node.tier.stats.held_cells == 3
+
+
+def test_a_restart_finds_them_again(node: Node) -> None:
+    node.store(1)
+    node.store(2)
+    node.result(node.tier.delete(packed([key_number(2)])))
+    node.tier.stop()
+    node.start()
+    assert node.load(1) is Result.LOADED
+    assert not node.holds(2)
+    assert node.tier.deleted_ms(packed([key_number(1), key_number(2)])).astype(bool).tolist() == [
+        False,
+        True,
+    ]
+
+
+def test_hold_a_killed_disk_process_costs_what_was_on_its_way(node: Node) -> None:
+    node.store(1)
+    os.kill(node.process.pid, signal.SIGSTOP)
+    ticket = node.tier.store(node.spill(2))
+    os.kill(node.process.pid, signal.SIGKILL)
+    assert node.result(ticket) is Result.FAILED
+    assert node.tier.phase is Phase.OPENING
+    assert not node.holds(1)
+    node.clock.advance(RESTART_S[0])
+    node.tier.tick()
+    node.wait_for_phase()
+    assert node.load(1) is Result.LOADED
+    assert node.store(2) is Result.STORED
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_hold_it_ends_with_its_parent(tmp_path: Path, stopped: bool) -> None:
+    script = (
+        "import sys; from pathlib import Path\n"
+        "from tests.unit.nvme.test_nvme_process import Node\n"
+        f"node = Node(Path(sys.argv[1]), Path({str(tmp_path)!r}))\n"
+        "print(node.process.pid, flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    with (
+        shared_folder() as arena_folder,
+        subprocess.Popen(
+            [sys.executable, "-c", script, str(arena_folder)],
+            cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        ) as parent,
+    ):  # fmt: skip
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        end = os.pidfd_open(child)
+        assert not select.select([end], [], [], 0)[0]
+        if stopped:
+            os.kill(child, signal.SIGSTOP)
+        parent.kill()
+        assert select.select([end], [], [], 30)[0], "the child outlives its parent"
+        os.close(end)
+
+
+def test_another_nodes_files_are_refused_and_left_alone(node: Node) -> None:
+    node.store(1)
+    node.tier.stop()
+    folder = node.settings.folder
+    kept = (folder / SLAB_FILE).read_bytes()
+    with shared_folder() as arena_folder:
+        other = Node(arena_folder, folder, "node-b")
+        assert other.tier.phase is Phase.REFUSED
+        assert "node-a" in other.tier.reason
+        assert "node-b" in other.tier.reason
+        assert not other.holds(1)
+        other.tier.stop()
+    assert (folder / SLAB_FILE).read_bytes() == kept
+    node.start()
+    assert node.load(1) is Result.LOADED
+
+
+def test_hold_a_lost_catalog_is_rebuilt_and_deletes_nothing_back(node: Node) -> None:
+    for number in (1, 2, 3):
+        node.store(number)
+    node.result(node.tier.delete(packed([key_number(2)])))
+    node.tier.stop()
+    data = node.settings.folder / CATALOG_FOLDER / "data.mdb"
+    data.write_bytes(b"\xff" * data.stat().st_size)
+    node.start()
+    assert [node.holds(n) for n in (1, 2, 3)] == [True, False, True]
+    assert [node.load(n) for n in (1, 3)] == [Result.LOADED] * 2
+
+
+def test_hold_a_catalog_that_kills_its_reader_is_rebuilt(node: Node) -> None:
+    node.store(1)
+    node.tier.stop()
+    data = node.settings.folder / CATALOG_FOLDER / "data.mdb"
+    os.truncate(data, 8192)  # meta pages that name pages beyond the end: SIGBUS
+    node.start()
+    assert node.load(1) is Result.LOADED
