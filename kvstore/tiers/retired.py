@@ -16,6 +16,7 @@ what a death between two steps leaves; the successor joins them.
 Does not cover: what replaces the memory, and why the rows suffice (``kvstore.tiers.space``).
 """
 
+from array import array
 from bisect import bisect_left
 
 import numpy as np
@@ -30,7 +31,8 @@ class Retired:
         self._row_stops: npt.NDArray[np.uint64] = rows["stop"]
         self._starts: list[int] = []
         self._rows: list[int] = []
-        self._empty: list[int] = np.flatnonzero(rows["stop"] <= rows["start"])[::-1].tolist()
+        empty = np.flatnonzero(rows["stop"] <= rows["start"])[::-1]
+        self._empty = array("I", empty.astype(np.uint32).tobytes())  # of many rows, few are used
         self.nbytes = 0
         used = np.flatnonzero(rows["stop"] > rows["start"])
         for row in used[np.argsort(rows["start"][used])].tolist():
