@@ -73,22 +73,21 @@ def longest_prefix(
         spans = chain.spans(candidates.indexes[asked])
         _assign(nodes, asked, cells, locate(candidates.keys[asked], spans))
     picked = _prefix_rows(candidates, nodes)
-    flat = (picked[:, None] * len(cells) + np.arange(len(cells))).ravel()
-    per_cell = (len(picked), len(cells))
-    stop = int(candidates.stops[picked[-1]]) if len(picked) else 0
+    stops = candidates.stops[picked]
+    stop = int(stops[-1]) if len(stops) else 0
     return Plan(
         namespace=namespace,
         mask=mask,
         tokens=max(0, min(stop, chain.tokens - 1)),
         keys=candidates.keys[picked],
-        stops=candidates.stops[picked],
+        stops=stops,
         spans=chain.spans(candidates.indexes[picked]),
         nodes=nodes[picked],
-        slots=found.slots[flat].reshape(per_cell),
-        generations=found.generations[flat].reshape(per_cell),
-        offsets=found.offsets[flat].reshape(per_cell),
-        lengths=found.lengths[flat].reshape(per_cell),
-        header_digests=found.header_digests[flat].reshape(per_cell),
+        slots=found.slots.reshape(shape)[picked],
+        generations=found.generations.reshape(shape)[picked],
+        offsets=found.offsets.reshape(shape)[picked],
+        lengths=found.lengths.reshape(shape)[picked],
+        header_digests=found.header_digests.reshape(shape)[picked],
     )
 
 
@@ -98,7 +97,10 @@ def _find_own(
     count = len(keys) * len(cells)
     if own is None or not count:
         return Found.nothing(count)
-    found = own.find(np.repeat(keys, len(cells), axis=0), np.tile(cells, len(keys)))
+    if len(cells) == 1:
+        found = own.find(keys, np.full(count, cells[0]))
+    else:
+        found = own.find(np.repeat(keys, len(cells), axis=0), np.tile(cells, len(keys)))
     found.held[:] &= ~own.expired(found.slots, clock.wall_ms())
     return found
 
@@ -137,10 +139,14 @@ def _assign(
         nodes[rows] = np.where(holes & has.astype(np.bool_), node, nodes[rows])
 
 
-def _prefix_rows(candidates: Candidates, nodes: npt.NDArray[np.int32]) -> npt.NDArray[np.intp]:
+def _prefix_rows(
+    candidates: Candidates, nodes: npt.NDArray[np.int32]
+) -> npt.NDArray[np.intp] | slice:
     """The leading whole blocks, and the longest whole tail that follows them."""
     warm = _leading(nodes[: candidates.full])
     tails = np.arange(candidates.full, len(candidates.keys))
     fits = (candidates.indexes[tails] == warm) & _whole(nodes[tails])
     following = tails[fits]
-    return np.concatenate([np.arange(warm), following[-1:]]).astype(np.intp)
+    if not len(following):
+        return slice(warm)  # which copies nothing
+    return np.concatenate([np.arange(warm), following[-1:]])
