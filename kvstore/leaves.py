@@ -2,7 +2,8 @@
 
     scatter   payload ──copy──> leaves, hashed in the leaves      (a read from an arena)
     gather    leaves ──copy──> payload, hashed in the payload     (a write into an arena)
-    digests   leaves, hashed where they lie                       (behind a socket)
+    digests   leaves, hashed where they lie                       (before a socket)
+    receive   socket ──> leaves, hashed in the leaves             (behind a socket)
 
 One call does the leaves of several cells. The native implementation (``native/leaves.c``)
 gives up the interpreter lock for all of it, so that two threads really work side by side. It is
@@ -13,6 +14,7 @@ Does not cover: what the digests should be (``kvstore.transport.verify``), who m
 """
 
 import ctypes
+import os
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,12 +31,18 @@ from kvstore.block import Leaf, leaf_digest, payload_leaves
 FOLDER = Path(__file__).parent
 LIBRARY = "libleaves.so"
 AVX2_LIBRARY = "libleaves_avx2.so"
-_VERSION = 1
+_VERSION = 2
 """``LEAF_VERSION`` of the library that this module can call."""
 _ROW_WORDS = 6
 """A ``leaf`` of the library is so many 64-bit words."""
 _U64_MASK = (1 << 64) - 1
+_TIME_MAX_S = 1e9
+"""More does not fit into the library's nanoseconds."""
 _Function = Callable[[int, int, int], None]
+_RECEIVE_ARGUMENTS = (
+    ctypes.c_int, ctypes.c_int64, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_void_p,
+    ctypes.c_void_p,
+)  # fmt: skip
 
 Digests = tuple[int, ...]
 """One for each leaf, in order."""
@@ -57,6 +65,33 @@ class Parcel:
     seeds: Sequence[int]
 
 
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """What came out of a socket: the digests of the leaves that are whole, from the first on.
+
+    ``fault`` is what kept the others from coming; then the socket is only good for closing.
+    """
+
+    digests: Digests
+    fault: OSError | None
+
+
+class Source(Protocol):
+    """A connected socket in blocking mode, and until when it may be waited for."""
+
+    def fileno(self) -> int:
+        """Its descriptor."""
+        ...
+
+    def remaining_s(self) -> float:
+        """Seconds until the deadline, never negative."""
+        ...
+
+    def receive_into(self, leaf: Leaf) -> None:
+        """Fill a leaf; raises ``OSError``."""
+        ...
+
+
 class Mover(Protocol):
     """What an implementation can do."""
 
@@ -74,6 +109,10 @@ class Mover(Protocol):
         """The digests of leaves where they lie."""
         ...
 
+    def receive(self, source: Source, leaves: Sequence[Leaf], seeds: Sequence[int]) -> Arrived:
+        """Fill leaves from a socket, one after the other; the digests of what they hold then."""
+        ...
+
 
 class PythonMover:
     """The twin: leaf by leaf, in numpy and xxhash."""
@@ -89,6 +128,16 @@ class PythonMover:
     def digests(self, leaves: Sequence[Leaf], seeds: Sequence[int]) -> Digests:
         return tuple(leaf_digest(leaf, seed) for leaf, seed in zip(leaves, seeds, strict=True))
 
+    def receive(self, source: Source, leaves: Sequence[Leaf], seeds: Sequence[int]) -> Arrived:
+        found: list[int] = []
+        try:
+            for leaf, seed in zip(leaves, seeds, strict=True):
+                source.receive_into(leaf)
+                found.append(leaf_digest(leaf, seed))
+        except OSError as fault:
+            return Arrived(tuple(found), fault)
+        return Arrived(tuple(found), None)
+
 
 class NativeMover:
     """The compiled library. It is given addresses, so every bound is kept here."""
@@ -98,6 +147,8 @@ class NativeMover:
         self._scatter = _function(library, "leaf_scatter")
         self._gather = _function(library, "leaf_gather")
         self._digests = _function(library, "leaf_digests")
+        self._receive = library.leaf_receive
+        self._receive.argtypes = _RECEIVE_ARGUMENTS
 
     def scatter(self, parcels: Sequence[Parcel]) -> list[Digests]:
         assert all(leaf.flags.writeable for one in parcels for leaf in one.leaves)
@@ -111,6 +162,20 @@ class NativeMover:
         rows = array("Q")
         _append(rows, leaves, seeds, packed=0)
         return _called(self._digests, rows)
+
+    def receive(self, source: Source, leaves: Sequence[Leaf], seeds: Sequence[int]) -> Arrived:
+        assert all(leaf.flags.writeable for leaf in leaves)
+        rows = array("Q")
+        _append(rows, leaves, seeds, packed=0)
+        found = array("Q", bytes(len(leaves) * rows.itemsize))
+        done = ctypes.c_uint64()
+        time_ns = int(min(source.remaining_s(), _TIME_MAX_S) * 1e9)
+        error = self._receive(
+            source.fileno(), time_ns, rows.buffer_info()[0], len(found), found.buffer_info()[0],
+            ctypes.byref(done),
+        )  # fmt: skip
+        fault = OSError(error, os.strerror(error)) if error else None
+        return Arrived(tuple(found[: done.value]), fault)
 
 
 def implementation() -> Implementation:
@@ -131,6 +196,11 @@ def gather(parcels: Sequence[Parcel]) -> list[Digests]:
 def digests(leaves: Sequence[Leaf], seeds: Sequence[int]) -> Digests:
     """The digests of leaves where they lie."""
     return _mover.digests(leaves, seeds)
+
+
+def receive(source: Source, leaves: Sequence[Leaf], seeds: Sequence[int]) -> Arrived:
+    """Fill leaves from a socket, one after the other; the digests of what they hold then."""
+    return _mover.receive(source, leaves, seeds)
 
 
 def _packed(parcel: Parcel) -> list[Leaf]:

@@ -2,7 +2,8 @@
  *
  *   scatter   packed ──copy──> leaf ──hash the leaf──> next leaf ...     (get)
  *   gather    leaf ──copy──> packed ──hash what is packed──> ...         (put)
- *   digest    hash the leaf where it lies                                (sockets)
+ *   digest    hash the leaf where it lies                                (put over sockets)
+ *   receive   socket ──> some leaves ──hash what came──> next leaves ... (get over sockets)
  *
  * A leaf is `heads` stretches of `head_bytes`, `head_stride` apart; packed they lie one behind the
  * other. Its digest is XXH3-64 over the heads in order, seeded. What is hashed is always the copy,
@@ -13,17 +14,29 @@
  * with which hashing is faster; nobody may call into that library but where leaf_has_avx2 says so.
  */
 
+#define _POSIX_C_SOURCE 200809L
+
+#include <errno.h>
 #include <stdint.h>
 #include <string.h>
+#include <sys/socket.h>
+#include <sys/time.h>
+#include <sys/uio.h>
+#include <time.h>
 
 #define XXH_INLINE_ALL
 #include "xxhash.h"
 
 /* Raised whenever a signature, a structure or a meaning here changes. */
-#define LEAF_VERSION 1
+#define LEAF_VERSION 2
 
-/* A piece that is copied and then hashed must still be in the cache of one core. */
+/* A piece that is copied or received, and then hashed, must still be in the cache of one core. */
 #define PIECE_BYTES ((uint64_t)(64 << 10))
+
+/* How late a call may notice that its time is over. */
+#define REARM_NS ((int64_t)50000000)
+
+enum { SEGMENTS_MAX = 256 };
 
 typedef struct {
     uint8_t *start;
@@ -92,4 +105,120 @@ void leaf_digests(const leaf *leaves, uint64_t count, uint64_t *digests) {
                                one->head_bytes);
         digests[i] = XXH3_64bits_digest(&state);
     }
+}
+
+/* Where the next byte goes, and the hash of what has come of its leaf. */
+typedef struct {
+    const leaf *leaves;
+    uint64_t count;
+    uint64_t *digests;
+    uint64_t done;
+    uint64_t head;
+    uint64_t at;
+    XXH3_state_t state;
+} arrival;
+
+/* Digests every leaf of which nothing is missing. */
+static void settle(arrival *here) {
+    while (here->done < here->count) {
+        const leaf *one = &here->leaves[here->done];
+        if (here->head < one->heads && one->head_bytes)
+            return;
+        here->digests[here->done++] = XXH3_64bits_digest(&here->state);
+        here->head = here->at = 0;
+        if (here->done < here->count)
+            begin(&here->state, one[1].seed);
+    }
+}
+
+/* The next places to fill: a piece, unless it lies in too many. */
+static size_t segments(const arrival *here, struct iovec *places) {
+    size_t found = 0;
+    uint64_t wanted = PIECE_BYTES, head = here->head, at = here->at;
+    for (uint64_t i = here->done; i < here->count; i++) {
+        const leaf *one = &here->leaves[i];
+        for (; head < one->heads; head++) {
+            uint64_t left = one->head_bytes - at;
+            uint64_t size = left < wanted ? left : wanted;
+            if (found == SEGMENTS_MAX || !wanted)
+                return found;
+            places[found].iov_base = one->start + (int64_t)head * one->head_stride + at;
+            places[found++].iov_len = size;
+            wanted -= size;
+            at = 0;
+        }
+        head = 0;
+    }
+    return found;
+}
+
+static void hash_arrived(arrival *here, uint64_t size_bytes) {
+    while (size_bytes) {
+        const leaf *one = &here->leaves[here->done];
+        uint64_t left = one->head_bytes - here->at;
+        uint64_t size = left < size_bytes ? left : size_bytes;
+        const uint8_t *start = one->start + (int64_t)here->head * one->head_stride + here->at;
+        XXH3_64bits_update(&here->state, start, size);
+        size_bytes -= size;
+        here->at += size;
+        if (here->at == one->head_bytes) {
+            here->head++;
+            here->at = 0;
+        }
+        settle(here);
+    }
+}
+
+static int64_t monotonic_ns(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+/* Lets the kernel wait as long as there is time, and no longer; an error number or 0. */
+static int arm(int socket, int64_t end_ns, int64_t *armed_ns) {
+    int64_t now_ns = monotonic_ns();
+    if (now_ns >= end_ns)
+        return ETIMEDOUT;
+    if (now_ns - *armed_ns < REARM_NS)
+        return 0;
+    *armed_ns = now_ns;
+    int64_t left_us = end_ns - now_ns < 1000 ? 1 : (end_ns - now_ns) / 1000; /* 0 is forever */
+    struct timeval left = {left_us / 1000000, left_us % 1000000};
+    return setsockopt(socket, SOL_SOCKET, SO_RCVTIMEO, &left, sizeof left) ? errno : 0;
+}
+
+static int receive_piece(int socket, arrival *here) {
+    struct iovec places[SEGMENTS_MAX];
+    struct msghdr message = {.msg_iov = places, .msg_iovlen = segments(here, places)};
+    ssize_t came = recvmsg(socket, &message, MSG_WAITALL);
+    if (came > 0)
+        hash_arrived(here, (uint64_t)came);
+    else if (came == 0)
+        return ECONNRESET;
+    else if (errno == EAGAIN || errno == EWOULDBLOCK)
+        return ETIMEDOUT;
+    else if (errno != EINTR)
+        return errno;
+    return 0;
+}
+
+/* Fills leaves from a blocking socket for at most `time_ns`. 0, or the error number that ended it:
+ * ETIMEDOUT for the time, ECONNRESET for a peer that closed. Either way `done` leaves have come
+ * whole and have their digests. */
+int leaf_receive(int socket, int64_t time_ns, const leaf *leaves, uint64_t count,
+                 uint64_t *digests, uint64_t *done) {
+    arrival here = {.leaves = leaves, .count = count, .digests = digests};
+    int64_t start_ns = monotonic_ns(), armed_ns = start_ns - REARM_NS;
+    int fault = 0;
+    if (count)
+        begin(&here.state, leaves[0].seed);
+    settle(&here);
+    while (!fault && here.done < count) {
+        fault = arm(socket, start_ns + time_ns, &armed_ns);
+        if (!fault)
+            fault = receive_piece(socket, &here);
+    }
+    *done = here.done;
+    return fault;
 }

@@ -25,13 +25,12 @@ from kvstore.block import (
 )
 from kvstore.clock import Clock, Deadline
 from kvstore.fs import Mapped
-from kvstore.leaves import Digests, digests
+from kvstore.leaves import Digests
 from kvstore.table import SlotState
 from kvstore.transport import frame
 from kvstore.transport.frame import Asked, BadFrame, Kind, Offered, Status, Verdict
 from kvstore.transport.mapped import MappedNode, write_header
-from kvstore.transport.shares import runs
-from kvstore.transport.wire import HOT_BYTES, Wire
+from kvstore.transport.wire import Wire
 
 log = logging.getLogger(__name__)
 
@@ -137,13 +136,12 @@ class BulkServer:
         sizes = [(1, 1, size_bytes) for size_bytes in offer.leaf_bytes]
         leaves = payload_leaves(slot[HEADER_BYTES:], sizes)
         seeds = leaf_seeds(offer.key, offer.cell, len(leaves))
-        found: list[int] = []
-        for part in runs(offer.leaf_bytes, HOT_BYTES):
-            wire.receive_leaves(leaves[part])
-            found += digests(leaves[part], seeds[part])
+        arrived = wire.receive_leaves(leaves, seeds)
+        if arrived.fault is not None:
+            raise arrived.fault
         header_bytes, digest = frame.unpack_headed(wire.receive(frame.HEADED.size))
         packed = wire.receive(header_bytes)
-        if not _describes(parse_header(packed, digest), offer, tuple(found)):
+        if not _describes(parse_header(packed, digest), offer, arrived.digests):
             return Status.CORRUPT
         write_header(slot, packed)
         return Status.GOOD

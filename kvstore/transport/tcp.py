@@ -12,12 +12,10 @@ Does not cover: the format (``frame``), leases, which node to ask.
 
 import logging
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
 
-from kvstore.block import FormatFault, Header, Leaf, header_digest, leaf_seeds
+from kvstore.block import FormatFault, Header, header_digest, leaf_seeds
 from kvstore.clock import Deadline
 from kvstore.errors import UsageError
 from kvstore.leaves import digests
@@ -40,6 +38,9 @@ log = logging.getLogger(__name__)
 CONNECTIONS = 2
 PARALLEL_BYTES = 1 << 20
 """Below this, one connection is as fast as several."""
+BATCH_BYTES = 4 << 20
+"""What is received in one call, hashed as it comes. What that takes to prepare in Python passes
+while the next bytes are on their way."""
 
 
 class TcpTransport:
@@ -185,15 +186,6 @@ class _Peer:
         raise ConnectionRefusedError("wrong token")
 
 
-class _Due(NamedTuple):
-    """A leaf that is to arrive; ``owner`` is the index of its cell among those asked for."""
-
-    owner: int
-    leaf: Leaf
-    seed: int
-    digest: int
-
-
 def _receive_headers(
     wire: Wire, cells: Sequence[CellRead], indexes: Sequence[int], outcomes: list[ReadOutcome]
 ) -> list[tuple[int, Header]]:
@@ -225,30 +217,24 @@ def _receive_payloads(
     found: list[tuple[int, Header]],
     outcomes: list[ReadOutcome],
 ) -> None:
-    """Receive leaves in batches, across cells, and verify each batch while it is hot."""
-    due = [
-        _Due(index, leaf, seed, digest)
-        for index, header in found
-        for leaf, seed, digest in zip(
-            cells[index].leaves,
-            leaf_seeds(header.key, header.cell, len(header.leaf_digests)),
-            header.leaf_digests,
-            strict=True,
-        )
-    ]
-    left = Counter(one.owner for one in due)
-    bad: set[int] = set()
-    for part in runs([one.leaf.nbytes for one in due], HOT_BYTES):
-        leaves = [one.leaf for one in due[part]]
-        wire.receive_leaves(leaves)
-        arrived = digests(leaves, [one.seed for one in due[part]])
-        for one, digest in zip(due[part], arrived, strict=True):
-            if digest != one.digest:
-                bad.add(one.owner)
-            left[one.owner] -= 1
-            if not left[one.owner]:
-                corrupt = one.owner in bad
-                outcomes[one.owner] = ReadOutcome.CORRUPT if corrupt else ReadOutcome.VERIFIED
+    """Receive and verify the leaves of several cells at a time."""
+    for part in runs([header.payload_bytes for _, header in found], BATCH_BYTES):
+        leaves = [leaf for index, _ in found[part] for leaf in cells[index].leaves]
+        seeds = [
+            seed
+            for _, header in found[part]
+            for seed in leaf_seeds(header.key, header.cell, len(header.leaf_digests))
+        ]
+        arrived = wire.receive_leaves(leaves, seeds)
+        start = 0
+        for index, header in found[part]:
+            stop = start + len(header.leaf_digests)
+            if stop <= len(arrived.digests):
+                good = arrived.digests[start:stop] == header.leaf_digests
+                outcomes[index] = ReadOutcome.VERIFIED if good else ReadOutcome.CORRUPT
+            start = stop
+        if arrived.fault is not None:
+            raise arrived.fault
 
 
 def _write_cells(

@@ -1,24 +1,27 @@
 """A connected socket of the bulk port, with a deadline on everything it does.
 
 The socket stays in blocking mode and the deadline is given to the kernel: ``MSG_WAITALL`` then
-fills a whole leaf in one call, outside of the interpreter lock, where Python's own timeouts would
-poll around every fragment. All operations raise ``OSError`` (``TimeoutError`` past the deadline);
-afterwards the connection is only good for closing.
+fills what it is given in one call, outside of the interpreter lock, where Python's own timeouts
+would poll around every fragment. All operations raise ``OSError`` (``TimeoutError`` past the
+deadline); afterwards the connection is only good for closing. Leaves are received and hashed by
+``kvstore.leaves``, which answers with the fault.
 """
 
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from kvstore.block import Leaf
 from kvstore.clock import Deadline
+from kvstore.leaves import Arrived, receive
 
 CONNECT_S = 0.25
 """A machine that is gone refuses nothing: a read must not wait for it until its own deadline."""
 SEND_BUFFER_BYTES = 1 << 20
 HOT_BYTES = 1 << 19
-"""What is received at a time, and hashed then: enough for one system call to be worth its price,
-and still in the cache."""
+"""What is hashed at a time and sent then: enough for one system call to be worth its price, and
+still in the cache."""
 _REARM_S = 0.05
 """How stale the kernel's timeout may be, and thus how late an operation may end."""
 _SEGMENTS_MAX = 1024
@@ -66,7 +69,8 @@ class Wire:
         waiting: Sequence[memoryview] = [memoryview(part) for part in parts]
         while waiting:
             self._arm()
-            sent = self._socket.sendmsg(waiting[:_SEGMENTS_MAX])
+            with _no_more_time():
+                sent = self._socket.sendmsg(waiting[:_SEGMENTS_MAX])
             waiting = _after(waiting, sent)
 
     def receive(self, size_bytes: int) -> bytes:
@@ -80,9 +84,22 @@ class Wire:
         """Send leaves one after the other, head by head."""
         self.send(*(segment for leaf in leaves for segment in _segments(leaf)))
 
-    def receive_leaves(self, leaves: Sequence[Leaf]) -> None:
-        """Fill leaves one after the other, straight into where they lie."""
-        self._fill([segment for leaf in leaves for segment in _segments(leaf)])
+    def receive_leaves(self, leaves: Sequence[Leaf], seeds: Sequence[int]) -> Arrived:
+        """Fill leaves one after the other, straight into where they lie, and hash them there."""
+        return receive(self, leaves, seeds)
+
+    def receive_into(self, leaf: Leaf) -> None:
+        """Fill a leaf."""
+        self._fill(_segments(leaf))
+
+    def fileno(self) -> int:
+        """The socket's descriptor."""
+        return self._socket.fileno()
+
+    def remaining_s(self) -> float:
+        """Seconds until the deadline, never negative."""
+        assert self._deadline is not None, "no deadline was set"
+        return self._deadline.remaining_s()
 
     def wait(self) -> bool:
         """Wait without a deadline for something to arrive; ``False``: the peer has closed."""
@@ -115,7 +132,8 @@ class Wire:
         while segments:
             self._arm()
             part = segments[:_SEGMENTS_MAX]
-            received = self._socket.recvmsg_into(part, 0, socket.MSG_WAITALL)[0]
+            with _no_more_time():
+                received = self._socket.recvmsg_into(part, 0, socket.MSG_WAITALL)[0]
             if not received:
                 raise ConnectionResetError("the other side closed the connection")
             segments = _after(segments, received)
@@ -136,6 +154,15 @@ class Wire:
         packed = _TIMEVAL.pack(whole, int((seconds - whole) * 1_000_000))
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, packed)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, packed)
+
+
+@contextmanager
+def _no_more_time() -> Iterator[None]:
+    """What the kernel says when it has waited long enough, in words."""
+    try:
+        yield
+    except BlockingIOError:
+        raise TimeoutError("the deadline has passed") from None
 
 
 def _segments(leaf: Leaf) -> list[memoryview]:

@@ -3,8 +3,12 @@
 import os
 import shlex
 import shutil
-from collections.abc import Sequence
+import socket
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +20,9 @@ from xxhash import xxh3_64_intdigest
 
 from kvstore import leaves
 from kvstore.block import Leaf
-from kvstore.leaves import Implementation, Mover, NativeMover, Parcel, PythonMover, movers
+from kvstore.clock import Deadline, ManualClock
+from kvstore.leaves import Arrived, Implementation, Mover, NativeMover, Parcel, PythonMover, movers
+from kvstore.transport.wire import Wire
 
 U64 = (1 << 64) - 1
 EMPTY = 0xEE
@@ -108,6 +114,118 @@ def test_leaves_are_hashed_where_they_lie(mover: Mover, cell: Cell) -> None:
         one.fill()
     found = mover.digests([one.leaf for one in cell], [one.seed for one in cell])
     assert found == digests_of(cell)
+
+
+@contextmanager
+def joined(time_s: float = 30.0) -> Iterator[tuple[socket.socket, Wire]]:
+    """A socket, and the other end of it as a source that has just so much time."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        sender = socket.create_connection(server.getsockname())
+        receiver, _ = server.accept()
+    with sender, receiver:
+        wire = Wire(receiver)
+        wire.until(Deadline.after(ManualClock(), time_s))
+        yield sender, wire
+
+
+def received(mover: Mover, wire: Wire, cell: Cell) -> Arrived:
+    return mover.receive(wire, [one.leaf for one in cell], [one.seed for one in cell])
+
+
+SEVERAL = st.lists(placed(), min_size=3, max_size=6)
+
+
+@EACH_MOVER
+@EXAMPLES
+@given(cell=st.lists(placed(), max_size=6), piece_bytes=st.integers(1000, 300_000))
+def test_leaves_are_received_and_hashed_where_they_went(
+    mover: Mover, cell: Cell, piece_bytes: int
+) -> None:
+    stream = payload_of(cell)
+
+    def send(sender: socket.socket) -> None:
+        for start in range(0, len(stream), piece_bytes):
+            sender.sendall(stream[start : start + piece_bytes])
+        sender.sendall(b"more")
+
+    with joined() as (sender, wire):
+        sending = threading.Thread(target=send, args=(sender,))
+        sending.start()
+        assert received(mover, wire, cell) == Arrived(digests_of(cell), None)
+        sending.join()
+        assert wire.receive(4) == b"more"  # not one byte too many was taken
+    assert all(one.is_filled_alone() for one in cell)
+
+
+@EACH_MOVER
+@EXAMPLES
+@given(cell=SEVERAL, short_bytes=st.integers(1, 10_000))
+def test_of_a_stream_that_ends_only_whole_leaves_are_answered(
+    mover: Mover, cell: Cell, short_bytes: int
+) -> None:
+    stream = payload_of(cell)
+    stop = max(len(stream) - short_bytes, 0)
+    stops = accumulate(len(one.content) for one in cell)
+    whole = sum(end <= stop for end in stops)
+    with joined() as (sender, wire):
+        sending = threading.Thread(target=send_and_end, args=(sender, stream[:stop]))
+        sending.start()
+        arrived = received(mover, wire, cell)
+        sending.join()
+    assert arrived.digests == digests_of(cell)[:whole]
+    assert isinstance(arrived.fault, ConnectionResetError)
+
+
+def send_and_end(sender: socket.socket, stream: bytes) -> None:
+    sender.sendall(stream)
+    sender.shutdown(socket.SHUT_WR)
+
+
+PAIR = [
+    Placed(empty, empty, bytes([number]) * 96, number)
+    for number in (1, 2)
+    for empty in [np.full((2, 3, 16), EMPTY, np.uint8)]
+]
+
+
+@EACH_MOVER
+def test_what_had_come_when_time_is_over_is_answered(mover: Mover) -> None:
+    with joined(time_s=0.2) as (sender, wire):
+        sender.sendall(PAIR[0].content + b"half")
+        arrived = received(mover, wire, PAIR)
+    assert arrived.digests == digests_of(PAIR[:1])
+    assert isinstance(arrived.fault, TimeoutError)
+
+
+@EACH_MOVER
+def test_without_time_nothing_is_received(mover: Mover) -> None:
+    with joined(0.0) as (sender, wire):
+        sender.sendall(payload_of(PAIR))
+        arrived = received(mover, wire, PAIR)
+    assert arrived.digests == ()
+    assert isinstance(arrived.fault, TimeoutError)
+
+
+@EACH_MOVER
+def test_another_thread_can_end_it(mover: Mover) -> None:
+    with joined(time_s=1e10) as (sender, wire):
+        sender.sendall(b"half")
+        ending = threading.Timer(0.0, wire.shut)
+        ending.start()
+        arrived = received(mover, wire, PAIR)
+        ending.join()
+    assert arrived.digests == ()
+    assert isinstance(arrived.fault, ConnectionResetError)
+
+
+@EACH_MOVER
+def test_nothing_is_received_into_what_may_not_be_written(mover: Mover) -> None:
+    content = bytes(96)
+    with joined() as (sender, wire):
+        sender.sendall(b"x" * 96)
+        with pytest.raises((AssertionError, BufferError, TypeError)):
+            mover.receive(wire, [np.frombuffer(content, np.uint8).reshape(2, 3, 16)], [7])
+    assert content == bytes(96)
 
 
 @EACH_MOVER

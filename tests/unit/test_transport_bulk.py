@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from kvstore.block import Leaf
 from kvstore.clock import Deadline, SystemClock
 from kvstore.errors import StateError
 from kvstore.transport.base import ReadOutcome
@@ -34,19 +35,19 @@ def bulk(world: World) -> Iterator[BulkProcess]:
 
 
 class KillingClock(SystemClock):
-    """Kills a process, and waits for its end, when it is read for the n-th time."""
+    """Kills a process, and waits for its end, when it is read and a leaf is not empty any more."""
 
-    def __init__(self, pid: int, readings: int) -> None:
+    def __init__(self, pid: int, leaf: Leaf) -> None:
         self._pid = pid
-        self._left = readings
+        self._leaf = leaf
 
     def monotonic_s(self) -> float:
-        self._left -= 1
-        if self._left == 0:
+        if self._pid and self._leaf.any():
             end = os.pidfd_open(self._pid)
             os.kill(self._pid, signal.SIGKILL)
             select.select([end], [], [])
             os.close(end)
+            self._pid = 0
         return super().monotonic_s()
 
 
@@ -67,7 +68,7 @@ def test_hold_a_node_killed_in_the_middle_of_a_read_costs_the_rest_of_it(
     content = [world.leaves(shapes) for _ in range(12)]
     reads = [world.stored(leaves) for leaves in content]
     transport = TcpTransport(bulk.address, connections=1)
-    deadline = Deadline.after(KillingClock(bulk.pid, readings=24), 30.0)
+    deadline = Deadline.after(KillingClock(bulk.pid, reads[1].leaves[0]), 30.0)
     outcomes = transport.read(reads, deadline)
     transport.close()
     assert outcomes[0] is ReadOutcome.VERIFIED

@@ -95,9 +95,8 @@ CELL_BYTES = 2 * 16 * 72
 
 @pytest.mark.parametrize("cut", [False, True], ids=["flip", "cut"])
 def test_hold_whatever_the_wire_does_to_a_read_no_wrong_byte_is_verified(
-    world: World, monkeypatch: pytest.MonkeyPatch, cut: bool
+    world: World, cut: bool
 ) -> None:
-    monkeypatch.setattr("kvstore.transport.tcp.HOT_BYTES", 1)  # so that every leaf is settled
     content = [world.leaves() for _ in range(3)]
     reads = [world.stored(leaves) for leaves in content]
     total = HEADED + 3 * CELL_BYTES
