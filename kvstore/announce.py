@@ -184,6 +184,12 @@ class Announcer:
         elif answer.expected > stream.sequence and stream.under_way is not None:
             self._arrived(stream, answer)
 
+    def start_over(self) -> None:
+        """Tell every home everything anew: what is held was replaced as a whole."""
+        self._drain()
+        for stream in self._streams.values():
+            stream.reopen(stream.number + 1)
+
     def check(self) -> None:
         """Have every idle home asked for its digest; call it every few seconds."""
         for stream in self._streams.values():

@@ -10,8 +10,11 @@ from enum import IntEnum
 import numpy as np
 import numpy.typing as npt
 
+from kvstore.cell import CELLS_MAX
+from kvstore.errors import UsageError
 from kvstore.key import Keys
 from kvstore.table import Cells, Generations, Slots
+from kvstore.tiers.nvme.spill import NvmeStats
 from kvstore.tiers.stats import HostStats
 
 MAX_CELLS_PER_CALL = 512
@@ -86,7 +89,8 @@ class ReserveReply:
 class AcquireReply:
     """Descriptors of what is FOUND, under one lease; ``lease`` 0 if nothing is.
 
-    A cell is REFUSED to a session that is unknown or has too much under lease: it may be here.
+    A cell is REFUSED to a session that is unknown or has too much under lease, and when it did not
+    come up from the NVMe tier in time: it may be here. ``loaded`` says which did come up.
     """
 
     lease: int
@@ -96,6 +100,7 @@ class AcquireReply:
     offsets: npt.NDArray[np.uint64]
     lengths: npt.NDArray[np.uint32]
     header_digests: npt.NDArray[np.uint64]
+    loaded: npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,11 +113,20 @@ class Damage:
     leaf_bytes: tuple[int, ...]
 
 
+def every_cell(keys: Keys, mask: int) -> tuple[Keys, Cells]:
+    """Every key with every cell of ``mask``, key major."""
+    if not 0 < mask < 1 << CELLS_MAX:
+        raise UsageError(f"mask {mask:#x} must name at least one of {CELLS_MAX} cells, no other")
+    wanted = [cell for cell in range(CELLS_MAX) if mask >> cell & 1]
+    return np.repeat(keys, len(wanted), axis=0), np.tile(np.array(wanted, np.uint8), len(keys))
+
+
 @dataclass(frozen=True, slots=True)
 class NodeStats:
     """What a node holds and did."""
 
     host: HostStats
+    nvme: NvmeStats
     sessions: int
     leases: int
     metadata_bytes: int

@@ -116,19 +116,20 @@ def up(config: Path | None, as_json: bool, **flags: object) -> None:
     with progress() as tell:
         tier = LocalTier(cluster, node, SystemClock(), os.urandom, tell)
         standing = tier.up()
-    _show_standing(standing, tier.folder)
+    _show_standing(standing, tier.folder, node.nvme_bytes if standing.fresh else 0)
     if as_json:
         click.echo(json.dumps(_standing_fields(standing, tier.folder)))
 
 
 @cli.command(short_help="End the tier and free its memory.")
-@settings_of(ClusterConfig, only=("name", "state_folder", "log_level"))
+@settings_of(ClusterConfig, NodeConfig, only=("name", "state_folder", "log_level", "nvme_folder"))
 @click.option("--purge", is_flag=True, help="Discard its state and logs too, of any version.")
 @json_option
 def down(config: Path | None, purge: bool, as_json: bool, **flags: object) -> None:
     """End the tier: its processes, its Ray, its arenas with all blocks.
 
-    What others run is not touched. State and logs stay for a look, unless you --purge them.
+    What others run is not touched. State, logs and what is on disk stay, unless you --purge them;
+    then name --nvme-folder again, if `up` was given one.
     """
     cluster, node = load(ClusterConfig, flags, config), load(NodeConfig, flags, config)
     with progress() as tell:
@@ -256,7 +257,7 @@ def _ask(info: NodeInfo, token: str | None, deadline_s: float) -> NodeStats | No
         client.close()
 
 
-def _show_standing(standing: Standing, folder: TierFolder) -> None:
+def _show_standing(standing: Standing, folder: TierFolder, nvme_bytes: int) -> None:
     record = standing.record
     verb = "is up" if standing.fresh else "runs already"
     count = "1 node" if record.nodes == 1 else f"{record.nodes} nodes"
@@ -264,6 +265,8 @@ def _show_standing(standing: Standing, folder: TierFolder) -> None:
     for info in standing.cluster_map.nodes:
         click.echo(f"  {info.node_id}  control {info.control}  bulk {info.bulk}")
         click.echo(f"      arena {info.arena_folder}  host {info.host_id}")
+    if nvme_bytes:
+        click.echo(f"Each has {mebibytes(nvme_bytes)} of disk for what its arena has no room for.")
     click.echo(f"State {folder.path}, logs {folder.log_folder}")
     if record.arena_bytes < SMALL_ARENA_BYTES:
         click.echo(
@@ -282,7 +285,7 @@ def _show_nodes(name: str, epoch: int, found: Sequence[tuple[NodeInfo, NodeStats
     )
     for title in ("node", "control"):
         table.add_column(title, no_wrap=True)
-    for title in ("start", "used", "arena", "cells", "evicted", "sessions"):
+    for title in ("start", "arena", "disk", "cells", "evicted", "sessions"):
         table.add_column(title, justify="right")
     for info, stats in found:
         row = [info.node_id, info.control, str(info.incarnation)]
@@ -290,10 +293,14 @@ def _show_nodes(name: str, epoch: int, found: Sequence[tuple[NodeInfo, NodeStats
             table.add_row(*row, "silent")
             continue
         host = stats.host
-        sizes = [mebibytes(host.held_bytes), mebibytes(host.capacity_bytes)]
+        sizes = [_used(tier.held_bytes, tier.capacity_bytes) for tier in (host, stats.nvme)]
         counts = [host.held_cells, host.evicted, stats.sessions]
         table.add_row(*row, *sizes, *map(str, counts))
     Console().print(table)
+
+
+def _used(used_bytes: int, size_bytes: int) -> str:
+    return f"{used_bytes >> 20:,} of {mebibytes(size_bytes)}" if size_bytes else "none"
 
 
 def mebibytes(size_bytes: int) -> str:

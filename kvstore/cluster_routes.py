@@ -138,8 +138,11 @@ class ClusterRoutes:
             return self._entry
         return self._peer(node).control
 
+    def is_own(self, node: int) -> bool:
+        return node in (OWN_NODE, self._own_index())
+
     def transport(self, node: int) -> Transport:
-        if node != OWN_NODE:
+        if not self.is_own(node):
             return self._peer(node).bulk
         own = self._mapped()
         if own is None:
@@ -285,11 +288,14 @@ class ClusterRoutes:
         return info is not None and info.node_id == self._entry.identity.node_id
 
     def _hidden(self, found: Located) -> frozenset[int]:
-        """Nodes that no plan should name: the own one, those away or resting, and strangers."""
+        """Nodes that no plan should name: those away or resting, strangers, and the own one.
+
+        That is asked for what may be on its disk, if it has one: its table shows the rest.
+        """
         now_s = self._clock.monotonic_s()
         known = {info.index for info in self.map.nodes}
         resting = {node for node, peer in self._peers.items() if peer.rest_until_s > now_s}
-        own = self._own_index()
+        own = None if self._entry.has_disk else self._own_index()
         hidden = self._entry.unreachable | resting | (set() if own is None else {own})
         return frozenset(set(np.unique(found.nodes).tolist()) - known | hidden)
 

@@ -134,6 +134,29 @@ class NodeConfig(Settings):
         Field(ge=1 << 20, description="Shared memory for blocks, such as `8GiB`."),
         Unset("the smaller of 25 % of the memory limit and 80 % of the free shared memory"),
     ] = None
+    nvme_bytes: Annotated[
+        ByteSize,
+        Field(
+            ge=0,
+            description="Room on a disk for blocks that the shared memory has none for, such as "
+            "`20GiB`; 0 is no NVMe tier. All of it is allocated at the start.",
+        ),
+    ] = ByteSize(0)
+    nvme_folder: Annotated[
+        WholePath | None,
+        Field(
+            description="Folder on a local disk in which the node makes its NVMe tier, best on a "
+            "file system that takes O_DIRECT."
+        ),
+        Unset("a folder in the node's own, below `state_folder`"),
+    ] = None
+    nvme_daily_bytes: Annotated[
+        ByteSize,
+        Field(
+            ge=0,
+            description="How much a node writes to its NVMe tier in a day at most; 0 is no limit.",
+        ),
+    ] = ByteSize(0)
     bind_host: Annotated[
         str,
         Field(

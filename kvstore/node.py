@@ -6,6 +6,7 @@
     writes the slot in place
     Commit(slot, generation) ───> header checked, visible                COMMITTED
     Acquire(keys) ──────────────> descriptors under a lease              pinned
+                                  (``begin_acquire``: brought up from the NVMe tier before)
     reads, Release(lease) ──────> lease ends                             unpinned
 
 What a session reserved and never finished is retired when the session ends, however it ends: only
@@ -36,15 +37,17 @@ from kvstore.calls import (
     Outcomes,
     ReserveReply,
     ReserveRequest,
+    every_cell,
 )
-from kvstore.cell import BLOCK_TOKENS_MAX, CELL_BYTES_MAX, CELLS_MAX
 from kvstore.changes import Changes
 from kvstore.clock import Clock
 from kvstore.errors import UsageError
 from kvstore.key import KEY_BYTES, Keys
 from kvstore.leases import Leases
 from kvstore.table import Cells, Generations, Slots, SlotState
+from kvstore.tiers.behind import Behind
 from kvstore.tiers.host import HostTier
+from kvstore.tiers.promotion import Promotion
 from kvstore.tiers.tier import Commitment, NewCell, Refusal
 
 log = logging.getLogger(__name__)
@@ -76,14 +79,21 @@ class _Session:
 class Node:
     """One storage node's state machine. Call it from one thread, ``tick`` every 100 ms or so.
 
-    ``default_ttl_s`` is for puts that do not say how long their blocks are to live.
+    ``default_ttl_s`` is for puts that do not say how long their blocks are to live, ``behind`` the
+    NVMe tier, if there is one.
     """
 
     def __init__(
-        self, identity: NodeIdentity, tier: HostTier, clock: Clock, default_ttl_s: int = 0
+        self,
+        identity: NodeIdentity,
+        tier: HostTier,
+        clock: Clock,
+        default_ttl_s: int = 0,
+        behind: Behind | None = None,
     ) -> None:
         self.identity = identity
         self.tier = tier
+        self.behind = Behind.nothing(tier, clock) if behind is None else behind
         self._default_ttl_s = default_ttl_s
         self._clock = clock
         self._sessions: dict[int, _Session] = {}
@@ -139,13 +149,15 @@ class Node:
         for session in self._sessions.values():
             self._end_forgotten(session, now_s)
         self.tier.tick()
+        self.behind.tick()
 
     def lookup(self, keys: Keys, mask: int) -> int:
         """How many leading blocks have all cells of ``mask`` here."""
         if not len(keys):
             return 0
         each = mask.bit_count()
-        held: npt.NDArray[np.bool_] = self.tier.find(*_spread(keys, mask)).held
+        spread = every_cell(keys, mask)
+        held = self.tier.find(*spread).held | self.behind.find(*spread)
         holes = np.flatnonzero(~held)
         return len(keys) if not len(holes) else int(holes[0]) // each
 
@@ -169,7 +181,8 @@ class Node:
         reply.refusals[:] = Refusal.NONE
         held = self.tier.find_for_writing(request.keys, request.cells)
         reply.outcomes[held.held] = CellOutcome.PRESENT
-        self.tier.touch(held.slots[held.held], session.stamp, self._ttl_s(request))
+        rows, ttl_s = held.held, self._ttl_s(request)
+        self._touch(request.keys, request.cells, held.slots, rows, session.stamp, ttl_s)
         for row in np.flatnonzero(~held.held).tolist():
             self._reserve_one(session, request, row, reply)
         return reply
@@ -205,11 +218,30 @@ class Node:
         for slot in self._owned(session, slots, generations):
             self.tier.retire(slot)
 
-    def acquire(self, session: int, keys: Keys, cells: Cells, lease_ms: int) -> AcquireReply:
+    def begin_acquire(self, keys: Keys, cells: Cells) -> Promotion:
+        """Bring up from the NVMe tier what is there only: done once ``behind.poll`` has made it so.
+
+        To be followed by ``end_acquire``: until then what has come stays in the arena.
+        """
+        return self.behind.begin(keys, cells)
+
+    def end_acquire(self, promotion: Promotion) -> None:
+        """What was brought up is leased, or nobody wants it any more."""
+        self.behind.end(promotion)
+
+    def acquire(
+        self,
+        session: int,
+        keys: Keys,
+        cells: Cells,
+        lease_ms: int,
+        promotion: Promotion | None = None,
+    ) -> AcquireReply:
         """Lease what is held of ``keys``; what is not is a MISS. Touches what it leases.
 
         What the session may not lease, because it is unknown or has too much under lease, is
-        REFUSED: that says nothing of what is here.
+        REFUSED, and so is what has not come up from the NVMe tier: that says nothing of what is
+        here.
         """
         _check_count(len(keys))
         if session in self._sessions:
@@ -221,12 +253,13 @@ class Node:
         if session in self._sessions:
             lease, granted = self._leases.grant(session, found, lease_ms)
             outcomes[granted] = CellOutcome.FOUND
-            outcomes[~found.held] = CellOutcome.MISS
+            outcomes[~(found.held | self.behind.find(keys, cells))] = CellOutcome.MISS
         if lease:
-            self.tier.touch(found.slots[granted], self.tier.next_stamp())
+            self._touch(keys, cells, found.slots, granted, self.tier.next_stamp())
+        loaded = np.zeros(len(keys), np.bool_) if promotion is None else promotion.loaded
         return AcquireReply(
             lease, outcomes, found.slots, found.generations, found.offsets, found.lengths,
-            found.header_digests,
+            found.header_digests, loaded,
         )  # fmt: skip
 
     def release(self, session: int, lease: int) -> None:
@@ -244,36 +277,41 @@ class Node:
 
     def touch(self, keys: Keys, mask: int) -> int:
         """Say that a prompt was used: one stamp for all its cells. Returns how many are here."""
-        found = self.tier.find(*_spread(keys, mask))
-        self.tier.touch(found.slots[found.held], self.tier.next_stamp())
-        return int(found.held.sum())
+        spread = every_cell(keys, mask)
+        found = self.tier.find(*spread)
+        below = self._touch(*spread, found.slots, found.held, self.tier.next_stamp())
+        return int((found.held | below).sum())
 
     def stats(self) -> NodeStats:
         """A snapshot of the counters."""
+        metadata_bytes = self.tier.metadata_bytes() + self.behind.metadata_bytes()
         return NodeStats(
-            self.tier.stats, len(self._sessions), len(self._leases), self.tier.metadata_bytes()
-        )
+            self.tier.stats, self.behind.stats, len(self._sessions), len(self._leases),
+            metadata_bytes,
+        )  # fmt: skip
 
     def drain_changes(self) -> Changes:
         """Cells that came and went since the last call, in order, for the directory."""
-        changes = self.tier.drain_changes()
-        return Changes(
-            keys=np.frombuffer(b"".join(c.key for c in changes), np.uint8).reshape(-1, KEY_BYTES),
-            cells=np.array([c.cell for c in changes], np.uint8),
-            spans=np.array([c.span for c in changes], np.uint64),
-            added=np.array([c.added for c in changes], np.bool_),
-        )
+        return self.behind.drain_changes()
 
     def snapshot(self) -> Changes:
         """Everything that is held, as if it had just come."""
-        slots = self.tier.held_slots()
-        records = self.tier.table.slots
-        return Changes(
-            keys=self.tier.table.keys_of(slots),
-            cells=records["cell"][slots],
-            spans=records["span"][slots],
-            added=np.ones(len(slots), np.bool_),
-        )
+        return self.behind.snapshot()
+
+    def _touch(
+        self,
+        keys: Keys,
+        cells: Cells,
+        slots: Slots,
+        rows: npt.NDArray[np.bool_],
+        stamp: int,
+        ttl_s: int | None = None,
+    ) -> npt.NDArray[np.bool_]:
+        """Cells were used, those of ``rows`` from the arena. Answers which are on the disk."""
+        self.tier.touch(slots[rows], stamp, ttl_s)
+        below = self.behind.touch(keys, cells, ttl_s)
+        self.behind.want(slots[rows & ~below])
+        return below
 
     def _ttl_s(self, request: ReserveRequest) -> int:
         return self._default_ttl_s if request.ttl_s is None else request.ttl_s
@@ -293,7 +331,7 @@ class Node:
         if self.tier.is_writing(new.key, new.cell):
             reply.outcomes[row] = CellOutcome.BUSY
             return
-        refusal = _impossible(new)
+        refusal = Refusal.NONE if new.is_possible else Refusal.BAD_REQUEST
         if refusal is Refusal.NONE and len(session.reserved) >= RESERVATIONS_PER_SESSION_MAX:
             refusal = Refusal.QUOTA
         slot = self.tier.reserve(new, session.stamp) if refusal is Refusal.NONE else refusal
@@ -322,6 +360,7 @@ class Node:
             return False
         dropped = self.tier.discard(int(found.slots[0]), damage.leaf_bytes)
         if dropped:
+            self.behind.drop(key)
             log.warning("the cell in slot %d was damaged: it is dropped", found.slots[0])
         return dropped
 
@@ -343,24 +382,6 @@ class Node:
         )
 
 
-def _spread(keys: Keys, mask: int) -> tuple[Keys, Cells]:
-    """Every key with every cell of ``mask``, key major."""
-    if not 0 < mask < 1 << CELLS_MAX:
-        raise UsageError(f"mask {mask:#x} must name at least one of {CELLS_MAX} cells, no other")
-    wanted = [cell for cell in range(CELLS_MAX) if mask >> cell & 1]
-    return np.repeat(keys, len(wanted), axis=0), np.tile(np.array(wanted, np.uint8), len(keys))
-
-
 def _check_count(count: int) -> None:
     if count > MAX_CELLS_PER_CALL:
         raise UsageError(f"{count} cells in one call are over {MAX_CELLS_PER_CALL}: split it")
-
-
-def _impossible(new: NewCell) -> Refusal:
-    possible = (
-        new.cell < CELLS_MAX
-        and 1 <= new.tokens <= BLOCK_TOKENS_MAX
-        and 1 <= new.length <= CELL_BYTES_MAX
-        and any(new.key)
-    )
-    return Refusal.NONE if possible else Refusal.BAD_REQUEST

@@ -94,8 +94,9 @@ class Fetched:
     """What a read delivered: ``tokens`` tokens from ``start`` on are in the rows and verified.
 
     Rows before ``start`` were not written: they are what the reader has itself, less the part of a
-    block that had to be loaded as a whole. ``by_source`` splits ``tokens`` into ``local`` (own
-    node) and ``remote`` ones; ``failures`` counts the cells that were planned and did not come, by
+    block that had to be loaded as a whole. ``by_source`` splits ``tokens`` into those of blocks
+    that had to be read from a node's disk (``nvme``), and the rest into ``local`` (own node) and
+    ``remote`` ones; ``failures`` counts the cells that were planned and did not come, by
     reason. Rows from ``stop`` to the end of the plan are undefined.
     """
 

@@ -2,6 +2,7 @@
 
     plan ──> own cells:   local transport, no RPC
          ──> other nodes: Acquire (lease) ──> transport ──> Release, one node beside the other
+         ──> own disk:    the same, and then the local transport
     every cell verified where it was delivered; the prefix ends before the first block that has a
     cell which did not come
 
@@ -29,6 +30,8 @@ from kvstore.transport.base import CellRead, ReadOutcome, Transport
 
 LEASE_MARGIN_S = 0.5
 
+SOURCES = ("local", "remote", "nvme")
+
 Delivered = npt.NDArray[np.uint8]
 """``ReadOutcome`` per (block, cell), uint8 ``[n, cells]``."""
 
@@ -43,6 +46,8 @@ class _Reading:
     workers: Executor
     deadline: Deadline
     delivered: Delivered
+    loaded: npt.NDArray[np.bool_]
+    """Which cells had to be read from a disk first, as ``delivered``."""
 
 
 def read(
@@ -51,10 +56,11 @@ def read(
     """Deliver what ``whole`` promises behind ``start``, or the longest verified part of it."""
     plan = whole.behind(start)
     if not plan.blocks:
-        return Fetched(0, MappingProxyType({"local": 0, "remote": 0}), start=start)
+        return Fetched(0, MappingProxyType(dict.fromkeys(SOURCES, 0)), start=start)
     cut = CellRows(plan.namespace.grid, plan.cells, rows)
     delivered = np.full(plan.nodes.shape, ReadOutcome.FAILED, np.uint8)
-    reading = _Reading(plan, cut, routes, workers, deadline, delivered)
+    loaded = np.zeros(plan.nodes.shape, np.bool_)
+    reading = _Reading(plan, cut, routes, workers, deadline, delivered, loaded)
     nodes = np.unique(plan.nodes).tolist()
     futures = [workers.submit(_read_from, reading, node) for node in nodes if node != OWN_NODE]
     try:
@@ -64,7 +70,7 @@ def read(
         wait(futures)  # whatever happens, nobody may write into the rows any more
     for future in futures:
         future.result()
-    fetched = _fetched(plan, delivered)
+    fetched = _fetched(reading)
     if fetched.by_source["local"]:
         # The whole chain: a prefix whose first blocks age alone loses them first.
         _behind(reading, lambda: routes.access(OWN_NODE).touch(whole.keys, whole.mask))
@@ -123,6 +129,7 @@ def _read_leased(
     found = np.flatnonzero(reply.outcomes == CellOutcome.FOUND)
     refused = reply.outcomes == CellOutcome.REFUSED
     delivered[blocks, columns] = np.where(refused, ReadOutcome.REFUSED, ReadOutcome.GONE)
+    reading.loaded[blocks, columns] = reply.loaded
     damaged: list[Damage] = []
     try:
         reads = [
@@ -197,19 +204,25 @@ def _cell_read(
     )
 
 
-def _fetched(plan: Plan, delivered: Delivered) -> Fetched:
+def _fetched(reading: _Reading) -> Fetched:
+    plan, delivered = reading.plan, reading.delivered
     good = (delivered == ReadOutcome.VERIFIED).all(axis=1)
     blocks = len(good) if bool(good.all()) else int(good.argmin())
     start = plan.start(0)
     stop = min(int(plan.stops[blocks - 1]), plan.tokens) if blocks else start
     starts = start + np.arange(blocks) * plan.namespace.grid.block_tokens
     sizes = np.minimum(plan.stops[:blocks], stop) - starts
-    remote = int(sizes[(plan.nodes[:blocks] != OWN_NODE).any(axis=1)].sum())
+    own = [node for node in np.unique(plan.nodes).tolist() if reading.routes.is_own(node)]
+    from_disk = reading.loaded[:blocks].any(axis=1)
+    elsewhere = ~np.isin(plan.nodes[:blocks], own).all(axis=1) & ~from_disk
+    nvme, remote = int(sizes[from_disk].sum()), int(sizes[elsewhere].sum())
     failures = Counter(ReadOutcome(code).name for code in _codes(delivered))
     del failures[ReadOutcome.VERIFIED.name]
     return Fetched(
         tokens=stop - start,
-        by_source=MappingProxyType({"local": stop - start - remote, "remote": remote}),
+        by_source=MappingProxyType(
+            {"local": stop - start - remote - nvme, "remote": remote, "nvme": nvme}
+        ),
         failures=MappingProxyType(dict(failures)),
         start=start,
     )

@@ -41,7 +41,14 @@ class Routes(Protocol):
         ...
 
     def locate(self, keys: Keys, spans: npt.NDArray[np.uint64]) -> Located:
-        """Which other nodes hold these keys, as far as the directory knows."""
+        """Which nodes hold these keys, as far as the directory knows.
+
+        The own node is among them if it has a disk: its table does not show what is there.
+        """
+        ...
+
+    def is_own(self, node: int) -> bool:
+        """Whether it is the own node, by whichever of its two names."""
         ...
 
     def access(self, node: int) -> NodeAccess:
@@ -85,6 +92,9 @@ class OneNode:
 
     def locate(self, keys: Keys, spans: npt.NDArray[np.uint64]) -> Located:
         return Located.nothing(len(keys))
+
+    def is_own(self, node: int) -> bool:
+        return node == OWN_NODE
 
     def access(self, node: int) -> NodeAccess:
         if node != OWN_NODE:

@@ -1,6 +1,7 @@
 """Searching: the longest warm prefix of a prompt.
 
     own table, one gather ──> a hole at block h ──> directory, for what is missing from h on
+                                                    (the own node may have it on its disk)
                                                     ──> nodes chosen, prefix cut at the next hole
 
 A tail counts when every block before it is warm; of several the longest wins. The search reads

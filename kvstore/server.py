@@ -1,6 +1,6 @@
 """One storage node as a process has it: folders, arena, control port, bulk process, loops.
 
-    start:  claim the folders -> next incarnation -> adopt or make the arena -> Node
+    start:  claim the folders -> next incarnation -> adopt or make the arena, open the disk -> Node
             -> thread with an event loop: gRPC server, bulk process, loops
     loops:  tick 100 ms (sessions, leases)   heartbeats 100 ms   announcements 50 ms   bulk 100 ms
     stop:   the same backwards; the arena stays, for the next incarnation
@@ -38,11 +38,17 @@ from kvstore.rpc.neighbourhood import Neighbourhood
 from kvstore.rpc.peer import Peer
 from kvstore.rpc.server import ControlServer
 from kvstore.secret import read_secret
-from kvstore.tiers.host import open_tier
+from kvstore.tiers.behind import Behind
+from kvstore.tiers.host import HostTier, open_tier
+from kvstore.tiers.nvme.capacity import cells_for, extents_for
+from kvstore.tiers.nvme.disk_process import DiskProcess, DiskSettings
+from kvstore.tiers.nvme.tier import NvmeTier
 from kvstore.transport.bulk_process import BulkProcess
 
 log = logging.getLogger(__name__)
 
+NVME_FOLDER = "nvme"
+"""In the node's own folder."""
 TICK_S = 0.1
 ANNOUNCE_S = 0.05
 BULK_START_S = 20.0
@@ -163,7 +169,25 @@ class NodeServer:
         tier = open_tier(self._fs, self._clock, place.arena_folder, size_bytes, incarnation)
         host = self._config.host_id or host_id()
         identity = NodeIdentity(place.node_id, incarnation, host, str(place.arena_folder))
-        return Node(identity, tier, self._clock, self._config.default_ttl_s or 0)
+        behind = self._open_behind(tier)
+        return Node(identity, tier, self._clock, self._config.default_ttl_s or 0, behind)
+
+    def _open_behind(self, tier: HostTier) -> Behind:
+        """The NVMe tier, opened by a process of its own: a miss until that has read the disk."""
+        place, size_bytes = self._place, self._config.nvme_bytes
+        if not size_bytes:
+            return Behind.nothing(tier, self._clock)
+        folder = place.folder / NVME_FOLDER
+        if self._config.nvme_folder is not None:
+            folder = self._config.nvme_folder / place.node_id
+            self._claims.append(NodeFolder.claim(folder, self._clock, self._patience_s))
+        extent_bytes, extents = extents_for(size_bytes)
+        cells_max = cells_for(size_bytes)
+        settings = DiskSettings(
+            folder, place.arena_folder, place.node_id, extent_bytes, extents, cells_max
+        )
+        nvme = NvmeTier(DiskProcess(settings), self._clock, cells_max, tier.incarnation)
+        return Behind(tier, nvme, self._clock, self._config.nvme_daily_bytes)
 
     async def _serve(self, node: Node, token: str | None) -> None:
         """The life of the event loop; says when the node is up, or why it is not."""
@@ -242,6 +266,7 @@ class _Live:
         await asyncio.gather(*self._loops, return_exceptions=True)
         await self.neighbourhood.close()
         await self._server.stop()
+        self.node.behind.stop()
         if self._bulk is not None:
             await asyncio.to_thread(self._bulk.stop)
 

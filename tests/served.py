@@ -5,6 +5,7 @@ test says so. Cells are written the way an engine of the same host does it.
 """
 
 import asyncio
+import random
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +30,10 @@ from kvstore.rpc.client import ControlClient
 from kvstore.rpc.cluster_service import ClusterService
 from kvstore.rpc.directory_service import DirectoryService
 from kvstore.rpc.server import ControlServer
+from kvstore.tiers.behind import Behind
 from kvstore.tiers.host import HostTier
+from kvstore.tiers.nvme.tier import NvmeTier
+from tests.nvme_world import CELLS_MAX, InlineQueue, MemoryCatalog, SimulatedDisk, Steps
 
 Value = TypeVar("Value")
 Digests = npt.NDArray[np.uint64]
@@ -58,12 +62,24 @@ class Served:
     """The node, its parts and its port, until ``stop``."""
 
     def __init__(
-        self, folder: Path, token: str | None = None, port: int = 0, default_ttl_s: int = 0
+        self,
+        folder: Path,
+        token: str | None = None,
+        port: int = 0,
+        default_ttl_s: int = 0,
+        has_disk: bool = False,
     ) -> None:
         self.clock = ManualClock()
         tier = HostTier.create(LinuxFileSystem(), self.clock, folder, 1 << 20, 256, incarnation=7)
         identity = NodeIdentity("node-1", 7, "host-1", str(folder))
-        self.node = Node(identity, tier, self.clock, default_ttl_s)
+        rng, steps = random.Random(7), Steps()
+        arena = tier.arena.view(0, tier.stats.capacity_bytes)
+        disk, catalog = SimulatedDisk(steps, rng), MemoryCatalog(steps, rng)
+        self.disk = InlineQueue(disk, catalog, arena, rng)
+        behind = None
+        if has_disk:
+            behind = Behind(tier, NvmeTier(self.disk, self.clock, CELLS_MAX, 7), self.clock)
+        self.node = Node(identity, tier, self.clock, default_ttl_s, behind)
         self.directory = Directory()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)

@@ -116,14 +116,15 @@ class Matched:
     """``tokens`` tokens behind the first ``kept`` ones wait in the request's host rows, verified.
 
     ``kept`` of the tokens that the engine had itself still hold: all of them, or those before the
-    first block that a transfer wrote to. ``local`` and ``remote`` say whence the others came; they
-    add up to ``tokens``, and 0 is a miss.
+    first block that a transfer wrote to. ``local``, ``remote`` and ``nvme`` say whence the others
+    came; they add up to ``tokens``, and 0 is a miss.
     """
 
     tokens: int
     local: int
     remote: int
     kept: int
+    nvme: int = 0
 
     @property
     def warm(self) -> int:
@@ -312,4 +313,6 @@ def _usable(fetched: Fetched, usable: int) -> Matched:
     """At least the last token of a prompt is always run, for its logits."""
     tokens = min(fetched.tokens, usable - fetched.start)
     remote = min(int(fetched.by_source.get("remote", 0)), tokens)
-    return Matched(tokens, local=tokens - remote, remote=remote, kept=fetched.start)
+    nvme = min(int(fetched.by_source.get("nvme", 0)), tokens - remote)
+    local = tokens - remote - nvme
+    return Matched(tokens, local=local, remote=remote, kept=fetched.start, nvme=nvme)

@@ -126,7 +126,15 @@ class LocalTier:
             self.folder.forget()
             if purge:
                 self.folder.purge()
+                self._purge_disks()
             return ended
+
+    def _purge_disks(self) -> None:
+        """Remove what nodes of this name have on another disk than that of the state folder."""
+        folder = self._node.nvme_folder
+        for path in folder.glob(f"{self._cluster.name}-*") if folder is not None else ():
+            if path.name.removeprefix(f"{self._cluster.name}-").isdecimal():
+                shutil.rmtree(path, ignore_errors=True)
 
     @contextmanager
     def _logged(self) -> Iterator[None]:

@@ -1,8 +1,9 @@
 """How every unary call is answered: with a verdict, whatever happens.
 
-A handler is a plain function from request to reply. Breaches of the contract, and a caller's bugs
-that the tier finds, become verdicts; anything else is our own bug, which gRPC logs and turns into
-a failed call.
+A handler is a plain function from request to reply (``answering``), or a coroutine that waits for
+something first and is given the call's context (``answering_later``). Breaches of the contract, and
+a caller's bugs that the tier finds, become verdicts; anything else is our own bug, which gRPC logs
+and turns into a failed call.
 """
 
 from collections.abc import Awaitable, Callable
@@ -38,11 +39,29 @@ def answering(
     def decorate(
         handler: Handler[Service, Request, ReplyType],
     ) -> Method[Service, Request, ReplyType]:
+        async def at_once(
+            service: Service, request: Request, context: Context[Request, ReplyType]
+        ) -> ReplyType:
+            return handler(service, request)
+
+        return answering_later(reply_type)(at_once)
+
+    return decorate
+
+
+def answering_later(
+    reply_type: type[ReplyType],
+) -> Callable[[Method[Service, Request, ReplyType]], Method[Service, Request, ReplyType]]:
+    """``answering`` for a handler that waits for something before it replies."""
+
+    def decorate(
+        handler: Method[Service, Request, ReplyType],
+    ) -> Method[Service, Request, ReplyType]:
         async def method(
             service: Service, request: Request, context: Context[Request, ReplyType]
         ) -> ReplyType:
             try:
-                reply = handler(service, request)
+                reply = await handler(service, request, context)
             except WireFault as fault:
                 return _refusal(reply_type, fault)
             except UsageError as fault:

@@ -1,6 +1,7 @@
 """The Cache service: a node's authority over its cells, served to inference workers.
 
-Covers: the checks that need the node (versions, incarnation, session), and the session stream.
+Covers: the checks that need the node (versions, incarnation, session), the session stream, and an
+Acquire's wait for the disk, in which the node does other things.
 Everything else is ``kvstore.node``, which is called on the event loop's thread only: no locks.
 """
 
@@ -15,7 +16,7 @@ from kvstore.key import Keys
 from kvstore.node import Node
 from kvstore.rpc import cache_pb2 as pb
 from kvstore.rpc import convert
-from kvstore.rpc.answering import answering
+from kvstore.rpc.answering import answering, answering_later
 from kvstore.rpc.bulletin import Bulletin
 from kvstore.rpc.cache_pb2_grpc import CacheServicer
 from kvstore.rpc.cluster_pb2 import (
@@ -35,7 +36,12 @@ from kvstore.rpc.wire import (
     unpack_keys,
 )
 from kvstore.table import Generations, Slots
+from kvstore.tiers.promotion import Promotion
 
+DISK_POLL_S = 0.002
+"""How often a call that waits for the disk looks."""
+
+Acquiring = grpc.aio.ServicerContext[pb.AcquireRequest, pb.AcquireReply]
 Context = grpc.aio.ServicerContext[pb.Beat, pb.SessionEvent]
 
 
@@ -56,7 +62,13 @@ class CacheService(CacheServicer):
             )
         capacity_bytes = self._node.stats().host.capacity_bytes
         return convert.hello_to_message(
-            convert.Hello(self._node.identity, capacity_bytes, self.bulk, self._bulletin.now.map)
+            convert.Hello(
+                identity=self._node.identity,
+                capacity_bytes=capacity_bytes,
+                bulk=self.bulk,
+                map=self._bulletin.now.map,
+                has_disk=self._node.behind.has_disk,
+            )
         )
 
     @answering(pb.LookupReply)
@@ -95,13 +107,19 @@ class CacheService(CacheServicer):
         self._node.abandon(request.session, *self._given_up(request))
         return pb.AbortReply()
 
-    @answering(pb.AcquireReply)
-    def Acquire(self, request: pb.AcquireRequest) -> pb.AcquireReply:
+    @answering_later(pb.AcquireReply)
+    async def Acquire(self, request: pb.AcquireRequest, context: Acquiring) -> pb.AcquireReply:
         self._check(request.incarnation)
         self._check_session(request.session)
         keys = unpack_keys(request.keys, MAX_CELLS_PER_CALL)
         cells = convert.cells_from_bytes(request.cells, len(keys))
-        reply = self._node.acquire(request.session, keys, cells, request.lease_ms)
+        promotion = self._node.begin_acquire(keys, cells)
+        try:
+            if not promotion.is_done:
+                await self._come_up(promotion, _patience_s(request, context))
+            reply = self._node.acquire(request.session, keys, cells, request.lease_ms, promotion)
+        finally:
+            self._node.end_acquire(promotion)
         return convert.acquired_to_message(reply)
 
     @answering(pb.ReleaseReply)
@@ -151,6 +169,13 @@ class CacheService(CacheServicer):
             self._node.close_session(session)
         await context.write(pb.SessionEvent(closed=_unknown(session).verdict()))
 
+    async def _come_up(self, promotion: Promotion, patience_s: float) -> None:
+        """Wait until the disk has delivered, or refused, what was asked; or for as long as that."""
+        until_s = asyncio.get_running_loop().time() + patience_s
+        while not promotion.is_done and asyncio.get_running_loop().time() < until_s:
+            await asyncio.sleep(DISK_POLL_S)
+            self._node.behind.poll()
+
     def _given_up(self, request: pb.AbortRequest) -> tuple[Slots, Generations]:
         self._check(request.incarnation)
         slots = unpack_all(request.slots, np.uint32, MAX_CELLS_PER_CALL, "slots")
@@ -191,6 +216,13 @@ class CacheService(CacheServicer):
         # A call is as good a sign of life as a beat.
         if not self._node.beat(session):
             raise _unknown(session)
+
+
+def _patience_s(request: pb.AcquireRequest, context: Acquiring) -> float:
+    """Half of what the caller has: the other half is for the answer, and for reading."""
+    left_s = context.time_remaining()
+    lease_s = request.lease_ms / 1000
+    return (lease_s if left_s is None else min(lease_s, left_s)) / 2
 
 
 def _unknown(session: int) -> WireFault:

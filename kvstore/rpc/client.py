@@ -109,6 +109,11 @@ class ControlClient:
         """Indexes of nodes that do not answer, as far as this node knows."""
         return self._session.unreachable
 
+    @property
+    def has_disk(self) -> bool:
+        """Whether the node, when it answered last, had a disk behind its arena."""
+        return (self._hello or self.hello()).has_disk
+
     def hello(self) -> convert.Hello:
         """Ask the node who it is and where its bytes are."""
         request = cache_pb2.HelloRequest(wire_version=WIRE_VERSION)

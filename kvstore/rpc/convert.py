@@ -31,6 +31,7 @@ from kvstore.membership import Heartbeat
 from kvstore.rpc import cache_pb2, cluster_pb2, directory_pb2
 from kvstore.rpc.wire import WIRE_VERSION, invalid, pack, unpack, unpack_all, unpack_keys
 from kvstore.table import Cells
+from kvstore.tiers.nvme.spill import NvmeStats
 from kvstore.tiers.stats import HostStats
 
 
@@ -42,6 +43,7 @@ class Hello:
     capacity_bytes: int
     bulk: str
     map: ClusterMap
+    has_disk: bool = False
 
 
 def hello_to_message(hello: Hello) -> cache_pb2.HelloReply:
@@ -56,6 +58,7 @@ def hello_to_message(hello: Hello) -> cache_pb2.HelloReply:
         capacity_bytes=hello.capacity_bytes,
         bulk=hello.bulk,
         map=map_to_message(hello.map),
+        has_disk=hello.has_disk,
     )
 
 
@@ -67,7 +70,8 @@ def hello_from_message(reply: cache_pb2.HelloReply) -> Hello:
         host_id=reply.host_id,
         arena_folder=reply.arena_folder,
     )
-    return Hello(identity, reply.capacity_bytes, reply.bulk, map_from_message(reply.map))
+    cluster_map = map_from_message(reply.map)
+    return Hello(identity, reply.capacity_bytes, reply.bulk, cluster_map, reply.has_disk)
 
 
 def map_to_message(cluster_map: ClusterMap) -> cluster_pb2.ClusterMap:
@@ -196,6 +200,7 @@ def acquired_to_message(reply: AcquireReply) -> cache_pb2.AcquireReply:
         offsets=pack(reply.offsets, np.uint64),
         lengths=pack(reply.lengths, np.uint32),
         header_digests=pack(reply.header_digests, np.uint64),
+        loaded=pack(reply.loaded, np.uint8),
     )
 
 
@@ -209,6 +214,7 @@ def acquired_from_message(message: cache_pb2.AcquireReply, count: int) -> Acquir
         offsets=unpack(message.offsets, np.uint64, count, "offsets"),
         lengths=unpack(message.lengths, np.uint32, count, "lengths"),
         header_digests=unpack(message.header_digests, np.uint64, count, "header_digests"),
+        loaded=unpack(message.loaded, np.uint8, count, "loaded").astype(np.bool_),
     )
 
 
@@ -234,6 +240,7 @@ def stats_to_message(stats: NodeStats) -> cache_pb2.StatsReply:
     """Every counter by its name; those of the host tier have theirs, too."""
     counters = asdict(stats)
     counters |= counters.pop("host")
+    counters |= {f"nvme_{name}": value for name, value in counters.pop("nvme").items()}
     return cache_pb2.StatsReply(counters=counters)
 
 
@@ -241,8 +248,12 @@ def stats_from_message(message: cache_pb2.StatsReply) -> NodeStats:
     """A counter that the other side does not have yet is 0; one that we don't know is dropped."""
     counters = message.counters
     host = HostStats(**{field.name: counters.get(field.name, 0) for field in fields(HostStats)})
+    nvme = NvmeStats(
+        **{field.name: counters.get(f"nvme_{field.name}", 0) for field in fields(NvmeStats)}
+    )
     return NodeStats(
         host=host,
+        nvme=nvme,
         sessions=counters.get("sessions", 0),
         leases=counters.get("leases", 0),
         metadata_bytes=counters.get("metadata_bytes", 0),

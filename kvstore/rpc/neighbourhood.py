@@ -73,6 +73,7 @@ class Neighbourhood:
         self._announcing: dict[int, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._checked_s = clock.monotonic_s()
+        self._disk_epoch = node.behind.epoch
 
     def follow(self, cluster_map: ClusterMap) -> None:
         """Take a newer map; an older one, or the same, changes nothing."""
@@ -117,6 +118,9 @@ class Neighbourhood:
             self._node.drain_changes()  # a first announcement begins with all that is held
             return
         announcer = self._standing.announcer
+        if self._disk_epoch != self._node.behind.epoch:
+            self._disk_epoch = self._node.behind.epoch
+            announcer.start_over()
         if self._clock.monotonic_s() - self._checked_s >= CHECK_INTERVAL_S:
             self._checked_s = self._clock.monotonic_s()
             announcer.check()

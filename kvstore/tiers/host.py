@@ -14,6 +14,7 @@ import logging
 from array import array
 from collections import deque
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -227,6 +228,16 @@ class HostTier:
         self._unused.append(slot)
         self.stats.retired += 1
         self.stats.retired_bytes = self._space.retired_bytes
+
+    @property
+    def free_bytes(self) -> int:
+        """What could be handed out without evicting anything."""
+        return self._space.free_bytes
+
+    def next_victims(self, count: int) -> list[int]:
+        """Some of the held cells, those first that would be evicted first."""
+        seen = islice(self._policy.victims(), count)
+        return [slot for slot in dict.fromkeys(seen) if not self._pins[slot]]
 
     def pin(self, slots: Sequence[int]) -> None:
         """Keep cells from being evicted; counted."""

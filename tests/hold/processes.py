@@ -37,6 +37,7 @@ from tests.source_tree import ROOT
 Answer = dict[str, Any]
 
 ARENA_BYTES = 4 << 20
+NVME_BYTES = 64 << 20
 HUNG_S = 90.0
 """Whoever has not answered by then never will: all deadlines of the tier are far shorter."""
 
@@ -177,13 +178,18 @@ class StorageNode(Child):
         advertise_host: str | None = None,
         token_file: Path | None = None,
         prefix: Sequence[str] = (),
+        nvme_folder: Path | None = None,
     ) -> None:
-        self._how = (folder, index, arena_bytes, bind_host, advertise_host, token_file, prefix)
+        self._how = (
+            folder, index, arena_bytes, bind_host, advertise_host, token_file, prefix, nvme_folder
+        )  # fmt: skip
         words = [str(index), f"node-{index}", str(folder / f"state-{index}")]
         words += [str(folder / f"arena-{index}"), f"host-{index}"]
         words += ["--arena-bytes", str(arena_bytes), "--bind-host", bind_host]
         words += ["--advertise-host", advertise_host] if advertise_host else []
         words += ["--token-file", str(token_file)] if token_file else []
+        if nvme_folder is not None:
+            words += ["--nvme-bytes", str(NVME_BYTES), "--nvme-folder", str(nvme_folder)]
         super().__init__([node_process.__name__, *words], prefix)
 
     @cached_property

@@ -61,5 +61,5 @@ def test_hold_a_leased_read_keeps_its_blocks_under_pressure(tier: Tier) -> None:
     assert stats_of(node).host.evicted > 512
     fetched = reader.go_on()
     assert fetched["right"]
-    assert fetched["by_source"] == {"local": 0, "remote": TOKENS}
+    assert fetched["by_source"] == {"local": 0, "remote": TOKENS, "nvme": 0}
     assert settles(node).host.retired == 0

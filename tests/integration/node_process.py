@@ -25,6 +25,8 @@ def main() -> int:
         state_folder=arguments.folder,
         shm_folder=arguments.folder,
         arena_bytes=arguments.arena_bytes,
+        nvme_bytes=arguments.nvme_bytes,
+        nvme_folder=arguments.nvme_folder,
         host_id=arguments.host_id,
         bind_host=arguments.bind_host,
         advertise_host=arguments.advertise_host,
@@ -51,6 +53,8 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("arena_folder", type=Path)
     parser.add_argument("host_id")
     parser.add_argument("--arena-bytes", type=ByteSize, default=ARENA_BYTES)
+    parser.add_argument("--nvme-bytes", type=ByteSize, default=ByteSize(0))
+    parser.add_argument("--nvme-folder", type=Path)
     parser.add_argument("--bind-host", default="127.0.0.1")
     parser.add_argument("--advertise-host")
     parser.add_argument("--token-file", type=Path)

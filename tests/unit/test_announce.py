@@ -181,6 +181,18 @@ def test_a_home_that_lost_its_memory_is_told_again() -> None:
     assert world.agrees()
 
 
+def test_what_was_replaced_as_a_whole_is_told_anew() -> None:
+    world = World(0, 1)
+    world.source.hold(*range(100))
+    world.talk()
+    world.source.held = list(range(50, 150))
+    world.announcer.start_over()
+    world.source.hold(200)
+    world.talk()
+    assert world.agrees()
+    assert world.known(0) == {*range(50, 150), 200}
+
+
 def test_checks_of_equal_homes_say_nothing_more() -> None:
     world = World(0, 1)
     world.source.hold(*range(100))

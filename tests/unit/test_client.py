@@ -238,7 +238,7 @@ def test_only_blocks_behind_the_callers_own_tokens_are_read(
     plan = tier.longest_prefix(NAMESPACE, PROMPT, boundaries=[70])
     fetched = tier.get_into(plan, own, start=start)
     assert (fetched.start, fetched.tokens, fetched.stop) == (first, 70 - first, 70)
-    assert fetched.by_source == {"local": 70 - first, "remote": 0}
+    assert fetched.by_source == {"local": 70 - first, "remote": 0, "nvme": 0}
     assert np.array_equal(own.kv[:, :, :first], before[:, :, :first])
     assert np.array_equal(own.kv[:, :, first:70], source.kv[:, :, first:70])
     assert np.array_equal(own.kv[:, :, 70:], before[:, :, 70:])

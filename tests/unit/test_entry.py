@@ -94,7 +94,7 @@ def test_without_an_address_it_is_the_tier_on_this_machine(
         assert tier.put(NAMESPACE, PROMPT, Rows(100, seed=1), ttl_s=0).complete
         rows = Rows(100)
         fetched = tier.get_into(tier.longest_prefix(NAMESPACE, PROMPT), rows)
-    assert fetched.by_source == {"local": 96, "remote": 0}, "its arena is mapped"
+    assert fetched.by_source == {"local": 96, "remote": 0, "nvme": 0}, "its arena is mapped"
     assert np.array_equal(rows.kv[:, :, :96], Rows(100, seed=1).kv[:, :, :96])
 
 

@@ -12,6 +12,7 @@ from kvstore.directory import Announcement, Answer, Reception
 from kvstore.holders import Located
 from kvstore.membership import Heartbeat
 from kvstore.rpc import cluster_pb2, convert, directory_pb2, wire
+from kvstore.tiers.nvme.spill import NvmeStats
 from kvstore.tiers.stats import HostStats
 from tests.served import reserve_request, some_keys, two_nodes
 
@@ -72,7 +73,7 @@ def test_node_sets_heartbeats_and_hellos_go_there_and_back() -> None:
     beat = Heartbeat(3, 4, 5, ((1, 2), (6, 1 << 23)))
     assert convert.beacon_from_message(convert.beacon_to_message(beat)) == beat
     identity = NodeIdentity("n", 2, "h", "/folder")
-    hello = convert.Hello(identity, 1 << 40, "127.0.0.1:5", two_nodes(1))
+    hello = convert.Hello(identity, 1 << 40, "127.0.0.1:5", two_nodes(1), has_disk=True)
     assert convert.hello_from_message(convert.hello_to_message(hello)) == hello
 
 
@@ -149,7 +150,7 @@ def test_locations_go_there_and_back() -> None:
 
 
 def test_counters_of_another_release_do_no_harm() -> None:
-    stats = NodeStats(HostStats(capacity_bytes=1 << 40, stored=3), 1, 2, 4)
+    stats = NodeStats(HostStats(capacity_bytes=1 << 40, stored=3), NvmeStats(loaded=5), 1, 2, 4)
     message = convert.stats_to_message(stats)
     assert convert.stats_from_message(message) == stats
     message.counters["of_the_future"] = 1

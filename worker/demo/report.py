@@ -18,7 +18,11 @@ def as_json(story: Story) -> dict[str, Any]:
         "own_hit_ttft_s": round(story.own_hit.report.ttft_s, 4),
         "warm_ttft_s": round(warm.ttft_s, 4),
         "ttft_ratio": round(story.cold.report.ttft_s / warm.ttft_s, 2),
-        "cached_by_source": {"local": warm.local_tokens, "remote": warm.remote_tokens},
+        "cached_by_source": {
+            "local": warm.local_tokens,
+            "remote": warm.remote_tokens,
+            "nvme": warm.nvme_tokens,
+        },
         "warm_prefilled_tokens": warm.prefilled_tokens,
         "outputs_identical": story.outputs_identical,
         "after_kill": {
@@ -34,7 +38,16 @@ def as_json(story: Story) -> dict[str, Any]:
 def show(story: Story, console: Console) -> None:
     """Print the table, and what it says in a sentence."""
     table = Table(title=f"{story.prompt_tokens} prompt tokens, time to the first token")
-    for heading in ("request", "TTFT", "own", "local", "remote", "prefilled", "same tokens"):
+    for heading in (
+        "request",
+        "TTFT",
+        "own",
+        "local",
+        "remote",
+        "nvme",
+        "prefilled",
+        "same tokens",
+    ):
         table.add_column(heading, justify="left" if heading == "request" else "right")
     rows = {
         "A: first question, cold": story.first,
@@ -57,8 +70,8 @@ def show(story: Story, console: Console) -> None:
 
 def _figures(answer: WorkerAnswer) -> list[str]:
     report = answer.report
-    counts = (report.own_tokens, report.local_tokens, report.remote_tokens)
-    return [f"{report.ttft_s:.3f} s", *map(str, counts), str(report.prefilled_tokens)]
+    cached = (report.own_tokens, report.local_tokens, report.remote_tokens, report.nvme_tokens)
+    return [f"{report.ttft_s:.3f} s", *map(str, cached), str(report.prefilled_tokens)]
 
 
 def _mark(same: bool) -> str:

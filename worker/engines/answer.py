@@ -14,14 +14,16 @@ from worker.engines.sampling import Choice
 class Report:
     """What one request cost; times count from the moment its token ids arrived.
 
-    Cached tokens stand by source: still in the engine's own cache, fetched from this machine's
-    node, fetched from another. ``prefilled_tokens`` is counted where tokens enter the model.
+    Cached tokens stand by source: still in the engine's own cache, fetched from the memory of this
+    machine's node, from that of another, from any node's disk. ``prefilled_tokens`` is counted
+    where tokens enter the model.
     """
 
     prompt_tokens: int
     own_tokens: int
     local_tokens: int
     remote_tokens: int
+    nvme_tokens: int
     prefilled_tokens: int
     generated_tokens: int
     ttft_s: float
@@ -30,7 +32,7 @@ class Report:
     @property
     def cached_tokens(self) -> int:
         """Prompt tokens that were not run."""
-        return self.own_tokens + self.local_tokens + self.remote_tokens
+        return self.own_tokens + self.local_tokens + self.remote_tokens + self.nvme_tokens
 
 
 class Answer(Iterator[Choice]):

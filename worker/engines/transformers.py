@@ -57,6 +57,12 @@ class _Cached:
     own: int
     local: int
     remote: int
+    nvme: int
+
+    @property
+    def tokens(self) -> int:
+        """All of them."""
+        return self.own + self.local + self.remote + self.nvme
 
 
 def load_model(path: Path, dtype: str = "float32", device: str = "cpu") -> PreTrainedModel:
@@ -219,6 +225,7 @@ class TransformersEngine:
             own_tokens=cached.own,
             local_tokens=cached.local,
             remote_tokens=cached.remote,
+            nvme_tokens=cached.nvme,
             prefilled_tokens=prefilled,
             generated_tokens=generated,
             ttft_s=ttft_s,
@@ -238,16 +245,16 @@ class TransformersEngine:
     def _reuse(self, request: Request) -> _Cached:
         """Make the cache hold the longest prefix of the prompt that needn't be run."""
         own = request.resident
-        cached = _Cached(own, 0, 0)
+        cached = _Cached(own, 0, 0, 0)
         if self._connector is not None:
             answer = self._connector.match_now(request)
             if isinstance(answer, Abandoned):
                 self._resident.renew()
-                cached = _Cached(0, 0, 0)
+                cached = _Cached(0, 0, 0, 0)
             else:
                 self._connector.load(request, answer)
-                cached = _Cached(answer.kept, answer.local, answer.remote)
-        self._resident.hold(request.tokens[: cached.own + cached.local + cached.remote])
+                cached = _Cached(answer.kept, answer.local, answer.remote, answer.nvme)
+        self._resident.hold(request.tokens[: cached.tokens])
         return cached
 
     def _offer(self, request: Request) -> None:

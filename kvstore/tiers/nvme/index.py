@@ -11,6 +11,7 @@ Does not cover: who is evicted, what is durable (``tier``).
 import numpy as np
 import numpy.typing as npt
 
+from kvstore.changes import as_words
 from kvstore.key import Keys
 from kvstore.table import LOAD_MAX, WAYS, Cells, Slots
 from kvstore.tiers.nvme.record import RECORD, Records
@@ -30,7 +31,7 @@ class Index:
 
     def find(self, keys: Keys, cells: Cells) -> tuple[npt.NDArray[np.bool_], Slots]:
         """Of many cells, which are held, and by which records. Others' numbers mean nothing."""
-        words = np.ascontiguousarray(keys).view("<u8").reshape(len(keys), -1)
+        words = as_words(keys)
         ways = np.concatenate([self._ways[b] for b in self._buckets(words, cells)], axis=1)
         at = np.maximum(ways, 1) - 1
         same = (ways != 0) & (self._words[at, 0] == words[:, :1])

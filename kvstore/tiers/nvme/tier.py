@@ -77,6 +77,18 @@ class NvmeTier:
             return Found.nothing(len(keys))
         return self._open.shelf.find(keys, cells, self._clock.wall_ms())
 
+    def holds(self, keys: Keys, cells: Cells) -> npt.NDArray[np.bool_]:
+        """Which cells are held, whether expired or not: what came and has not gone."""
+        if self._open is None:
+            return np.zeros(len(keys), np.bool_)
+        return self._open.shelf.find(keys, cells, wall_ms=0).held
+
+    def record(self, number: int) -> np.void:
+        """All that is known of a cell that was found just now."""
+        assert self._open is not None, "nothing is found while the tier is not open"
+        found: np.void = self._open.shelf.records[number]
+        return found
+
     def deleted_ms(self, keys: Keys) -> npt.NDArray[np.uint64]:
         """When each block was deleted, as far as is known; 0 if it was not.
 

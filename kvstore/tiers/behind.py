@@ -1,0 +1,170 @@
+"""Behind: what a node's NVMe tier does for its host tier.
+
+    host tier ── write-behind ──> NVMe tier      union of both: what the node holds, and announces
+        ^────────── promotion ────────┘
+
+Does not cover: either tier, sessions and leases (``kvstore.node``).
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from kvstore.changes import Changes
+from kvstore.clock import Clock
+from kvstore.key import KEY_BYTES, Keys
+from kvstore.table import Cells, Slots
+from kvstore.tiers.host import HostTier
+from kvstore.tiers.nvme.disk_queue import Event
+from kvstore.tiers.nvme.requests import Request
+from kvstore.tiers.nvme.spill import Done, NvmeStats, Phase
+from kvstore.tiers.nvme.tier import NvmeTier
+from kvstore.tiers.promotion import Promotion, Promotions
+from kvstore.tiers.union import Name, joined
+from kvstore.tiers.write_behind import WriteBehind
+
+
+class Behind:
+    """An NVMe tier behind a host tier. Driven by the node's one thread; nothing here waits."""
+
+    def __init__(self, host: HostTier, nvme: NvmeTier, clock: Clock, daily_bytes: int = 0) -> None:
+        self.has_disk = True
+        """Whether there is any: it need not be open."""
+        self._host = host
+        self._nvme = nvme
+        self._writes = WriteBehind(host, nvme, clock, daily_bytes)
+        self._promotions = Promotions(host, nvme)
+
+    @classmethod
+    def nothing(cls, host: HostTier, clock: Clock) -> "Behind":
+        """No NVMe tier: one that never opens."""
+        behind = cls(host, NvmeTier(NoDisk(), clock, 1, 0), clock)
+        behind.has_disk = False
+        return behind
+
+    @property
+    def stats(self) -> NvmeStats:
+        """Of the NVMe tier."""
+        return self._nvme.stats
+
+    @property
+    def epoch(self) -> int:
+        """Grows when what is on the disk was replaced as a whole."""
+        return self._nvme.epoch
+
+    def find(self, keys: Keys, cells: Cells) -> npt.NDArray[np.bool_]:
+        """Which cells are on the disk, and have not expired."""
+        return self._nvme.find(keys, cells).held
+
+    def touch(self, keys: Keys, cells: Cells, ttl_s: int | None = None) -> npt.NDArray[np.bool_]:
+        """Slide what is on the disk, as ``HostTier.touch`` does; which of the cells are there."""
+        found = self._nvme.find(keys, cells)
+        if found.held.any():
+            self._nvme.touch(found.slots[found.held], self._nvme.next_stamp(), ttl_s)
+        return found.held
+
+    def want(self, slots: Slots) -> None:
+        """Cells of the host tier were used again that are not on the disk."""
+        self._writes.want(slots)
+
+    def drop(self, keys: Keys) -> None:
+        """What the arena had of a block was damaged: so may be what was written of it.
+
+        A copy that stayed would come up again and again, and keep its own repair out.
+        """
+        if self._nvme.phase is Phase.OPEN:
+            self._nvme.delete(keys)
+
+    def begin(self, keys: Keys, cells: Cells) -> Promotion:
+        """Bring cells up into the host tier, and keep them there until ``end``."""
+        return self._promotions.begin(keys, cells)
+
+    def end(self, promotion: Promotion) -> None:
+        """The caller has leased what it wants."""
+        self._promotions.end(promotion)
+
+    def poll(self) -> None:
+        """Go on with what the disk has done."""
+        self._take(self._nvme.poll())
+
+    def tick(self) -> None:
+        """``poll``, and whatever time has brought."""
+        self._take(self._nvme.tick())
+        self._writes.step()
+
+    def stop(self) -> None:
+        """End the disk work."""
+        self._nvme.stop()
+
+    def drain_changes(self) -> Changes:
+        """Cells that came to both tiers together, and went, since the last call."""
+        changes = self._host.drain_changes()
+        if self._nvme.phase is Phase.OPEN:
+            lower = self._nvme.drain_changes()
+            changes = joined(changes, lower, self._held_above, self._held_below)
+        return Changes(
+            keys=as_keys(b"".join(change.key for change in changes)),
+            cells=np.array([change.cell for change in changes], np.uint8),
+            spans=np.array([change.span for change in changes], np.uint64),
+            added=np.array([change.added for change in changes], np.bool_),
+        )
+
+    def snapshot(self) -> Changes:
+        """All that either tier holds, as if it had just come."""
+        table, slots = self._host.table, self._host.held_slots()
+        below = self._nvme.held_records()
+        below = below[~table.find(as_keys(below["key"].tobytes()), below["cell"].copy()).held]
+        return Changes(
+            keys=np.concatenate([table.keys_of(slots), as_keys(below["key"].tobytes())]),
+            cells=np.concatenate([table.slots["cell"][slots], below["cell"]]),
+            spans=np.concatenate([table.slots["span"][slots], below["span"]]),
+            added=np.ones(len(slots) + len(below), np.bool_),
+        )
+
+    def metadata_bytes(self) -> int:
+        """Memory for bookkeeping."""
+        return self._nvme.metadata_bytes()
+
+    def _take(self, done: Sequence[Done]) -> None:
+        for one in done:
+            if not self._writes.take(one):
+                self._promotions.take(one)
+        if done:
+            self._writes.step()
+            self._promotions.advance()
+
+    def _held_above(self, names: Sequence[Name]) -> list[bool]:
+        held: list[bool] = self._host.table.find(*_packed(names)).held.tolist()
+        return held
+
+    def _held_below(self, names: Sequence[Name]) -> list[bool]:
+        held: list[bool] = self._nvme.holds(*_packed(names)).tolist()
+        return held
+
+
+class NoDisk:
+    """A ``DiskQueue`` of which nothing ever comes."""
+
+    def start(self) -> None:
+        return
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        raise AssertionError("asked while away")
+
+    def poll(self) -> list[Event]:
+        return []
+
+    def stop(self) -> None:
+        return
+
+
+def as_keys(packed: bytes) -> Keys:
+    """Keys that lie one behind the other."""
+    return np.frombuffer(packed, np.uint8).reshape(-1, KEY_BYTES)
+
+
+def _packed(names: Sequence[Name]) -> tuple[Keys, Cells]:
+    """Cells as tiers are asked for many."""
+    cells = np.array([cell for _, cell in names], np.uint8)
+    return as_keys(b"".join(key for key, _ in names)), cells
