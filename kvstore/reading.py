@@ -20,7 +20,13 @@ import numpy as np
 import numpy.typing as npt
 
 from kvstore.access import NodeAccess
-from kvstore.calls import DAMAGED_PER_CALL_MAX, MAX_CELLS_PER_CALL, CellOutcome, Damage
+from kvstore.calls import (
+    DAMAGED_PER_CALL_MAX,
+    MAX_CELLS_PER_CALL,
+    CellOutcome,
+    Damage,
+    Outcomes,
+)
 from kvstore.clock import Deadline
 from kvstore.errors import UnavailableError
 from kvstore.plan import OWN_NODE, Fetched, Plan
@@ -73,7 +79,7 @@ def read(
     fetched = _fetched(reading)
     if fetched.by_source["local"]:
         # The whole chain: a prefix whose first blocks age alone loses them first.
-        _behind(reading, lambda: routes.access(OWN_NODE).touch(whole.keys, whole.mask))
+        _behind(reading, _Calls(lambda: routes.access(OWN_NODE).touch(whole.keys, whole.mask)))
     return fetched
 
 
@@ -92,23 +98,31 @@ def _read_own(reading: _Reading) -> None:
         damaged = _damaged(reads, outcomes)
         if damaged:
             access = routes.access(OWN_NODE)
-            _behind(reading, lambda: access.discard(damaged))
+            _behind(reading, _Calls(lambda: access.discard(damaged)))
 
 
 def _read_from(reading: _Reading, node: int) -> None:
-    """Read everything that the plan wants of one other node, a lease for each call's worth."""
+    """Read everything that the plan wants of one other node, a lease for each call's worth.
+
+    A node leases no more than part of its arena at a time: for the rest it is asked again, as long
+    as each time brings something.
+    """
     plan, routes = reading.plan, reading.routes
     blocks, columns = np.nonzero(plan.nodes == node)
     with routes.guarding(node):
         access, transport = routes.access(node), routes.transport(node)
-        for start in range(0, len(blocks), MAX_CELLS_PER_CALL):
-            part = slice(start, start + MAX_CELLS_PER_CALL)
+        waiting = np.arange(len(blocks))
+        while len(waiting) and not reading.deadline.passed():
+            part, waiting = waiting[:MAX_CELLS_PER_CALL], waiting[MAX_CELLS_PER_CALL:]
             rows, asked = blocks[part], columns[part]
-            refused = _read_leased(reading, access, transport, rows, asked)
-            if len(refused):
-                cells = _cell_numbers(plan)[asked[refused]]
-                keys, spans = plan.keys[rows[refused]], plan.spans[rows[refused]]
+            outcomes = _read_leased(reading, access, transport, rows, asked)
+            missing = outcomes == CellOutcome.MISS
+            if missing.any():
+                cells = _cell_numbers(plan)[asked[missing]]
+                keys, spans = plan.keys[rows[missing]], plan.spans[rows[missing]]
                 routes.refuted(node, keys, cells, spans)
+            if (outcomes == CellOutcome.FOUND).any():
+                waiting = np.concatenate([part[outcomes == CellOutcome.REFUSED], waiting])
         if (reading.delivered[blocks, columns] == ReadOutcome.FAILED).all():
             raise UnavailableError(f"node {node} delivered nothing in time")
 
@@ -119,8 +133,8 @@ def _read_leased(
     transport: Transport,
     blocks: npt.NDArray[np.intp],
     columns: npt.NDArray[np.intp],
-) -> npt.NDArray[np.intp]:
-    """Read these (block, column) pairs under one lease; answers which the node does not hold."""
+) -> Outcomes:
+    """Read these (block, column) pairs under one lease; answers what the node said to each."""
     plan, delivered = reading.plan, reading.delivered
     # The lease must outlive every read that we still believe in: the reader's clock starts first.
     lease_ms = round((reading.deadline.remaining_s() + LEASE_MARGIN_S) * 1000)
@@ -144,24 +158,33 @@ def _read_leased(
     finally:
         if reply.lease:
             # In this order: the node drops nothing that is under a lease.
-            _behind(
-                reading,
+            end = _Calls(
                 lambda: access.release(session, reply.lease),
                 lambda: access.discard(damaged) if damaged else 0,
             )
-    return np.flatnonzero(reply.outcomes == CellOutcome.MISS)
+            if refused.any():
+                end()  # what was refused waits for the room
+            else:
+                _behind(reading, end)
+    return reply.outcomes
 
 
-def _behind(reading: _Reading, *calls: Callable[[], object]) -> None:
-    """Make calls that the reader need not wait for, and whose loss costs little."""
+class _Calls:
+    """Calls whose loss costs little, one after the other."""
 
-    def make() -> None:
-        for call in calls:
+    def __init__(self, *calls: Callable[[], object]) -> None:
+        self._calls = calls
+
+    def __call__(self) -> None:
+        for call in self._calls:
             with suppress(UnavailableError):
                 call()
 
+
+def _behind(reading: _Reading, calls: _Calls) -> None:
+    """Make calls that the reader need not wait for."""
     try:
-        reading.workers.submit(make)
+        reading.workers.submit(calls)
     except RuntimeError:
         return  # the client is closing: what hangs on its session ends with it
 

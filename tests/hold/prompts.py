@@ -12,7 +12,7 @@ import numpy.typing as npt
 from kvstore.cell import Grid
 from kvstore.namespace import Namespace
 
-TOKENS_MAX = 1040
+TOKENS_MAX = 1760
 BLOCK_TOKENS = 16
 LAYERS = 3
 HEADS = 2

@@ -45,3 +45,13 @@ def test_hold_ranks_read_their_halves_and_mind_no_damage_in_the_other(
     ranks[1].finds(1, TOKENS, split=True, mask=2)
     writer.finds(1, TOKENS, split=True)
     assert settles(nodes[0]).host.held_cells == 2 * BLOCKS
+
+
+def test_hold_a_prompt_that_fills_the_arena_is_read_whole_from_another_node(tier: Tier) -> None:
+    """A session leases no more than half of an arena at a time."""
+    blocks = 109
+    nodes = [tier.node(0, arena_bytes=1 << 20), tier.node(1)]
+    tier.publish(*(node.info for node in nodes))
+    tier.client(nodes[0]).stores(1, blocks * 16)
+    tier.client(nodes[1]).finds(1, blocks * 16)
+    assert settles(nodes[0]).host.held_cells == blocks
