@@ -39,6 +39,7 @@ from kvstore.table import (
 )
 from kvstore.tiers.adoption import take_over
 from kvstore.tiers.inspection import is_whole
+from kvstore.tiers.life import slide
 from kvstore.tiers.space import Space
 from kvstore.tiers.stats import HostStats
 from kvstore.tiers.tier import CellChange, Commitment, NewCell, Refusal
@@ -146,15 +147,7 @@ class HostTier:
         """
         records = self.table.slots
         self._policy.touch(slots, records["depth"][slots], stamp)
-        records["stamp"][slots] = np.maximum(records["stamp"][slots], np.uint64(stamp))
-        expiring = records["expires_ms"][slots] != 0
-        if ttl_s is not None:
-            longer = np.maximum(records["ttl_s"][slots], np.uint32(ttl_s))
-            records["ttl_s"][slots] = np.where(expiring & (ttl_s != 0), longer, 0)
-            expiring &= ttl_s != 0
-        ttl_ms = records["ttl_s"][slots].astype(np.uint64) * np.uint64(1000)
-        until = np.maximum(records["expires_ms"][slots], np.uint64(self._clock.wall_ms()) + ttl_ms)
-        records["expires_ms"][slots] = np.where(expiring, until, 0)
+        slide(records, slots, stamp, self._clock.wall_ms(), ttl_s)
 
     def is_writing(self, key: bytes, cell: int) -> bool:
         """Whether somebody has this cell reserved."""

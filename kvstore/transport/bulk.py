@@ -9,14 +9,13 @@ Does not cover: the parent's side (``bulk_process``), the protocol (``frame``).
 """
 
 import argparse
-import ctypes
 import os
 import selectors
-import signal
 import socket
 import sys
 from pathlib import Path
 
+from kvstore import process
 from kvstore.clock import SystemClock
 from kvstore.errors import SamovarError
 from kvstore.fs import LinuxFileSystem
@@ -25,21 +24,14 @@ from kvstore.transport.bulk_server import BulkServer
 from kvstore.transport.mapped import MappedNode
 
 NICENESS = 5
-_PR_SET_PDEATHSIG = 1
 
 
 def main() -> int:
     """Serve until the parent ends."""
     arguments = _parse()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    # Ends a stop (SIGSTOP) that would keep us from noticing that the parent is gone.
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGCONT)
-    try:
-        parent = os.pidfd_open(arguments.parent)
-    except ProcessLookupError:
+    parent = process.follow(arguments.parent)
+    if parent is None:
         return 1
-    if os.getppid() != arguments.parent:
-        return 1  # it ended before we looked, and its number is somebody else's by now
     os.nice(NICENESS)
     try:
         secret = read_secret(arguments.token_file)

@@ -19,6 +19,7 @@ import numpy as np
 from kvstore.eviction import TailFirstLru
 from kvstore.key import Keys
 from kvstore.table import Cells, Found, Slots
+from kvstore.tiers.life import slide
 from kvstore.tiers.nvme.extents import Extents, Place
 from kvstore.tiers.nvme.identity import Identity
 from kvstore.tiers.nvme.index import Index
@@ -177,15 +178,7 @@ class Shelf:
         """
         records = self.records
         self._policy.touch(numbers, records["depth"][numbers], stamp)
-        records["stamp"][numbers] = np.maximum(records["stamp"][numbers], np.uint64(stamp))
-        expiring = records["expires_ms"][numbers] != 0
-        if ttl_s is not None:
-            longer = np.maximum(records["ttl_s"][numbers], np.uint32(ttl_s))
-            records["ttl_s"][numbers] = np.where(expiring & (ttl_s != 0), longer, 0)
-            expiring &= ttl_s != 0
-        ttl_ms = records["ttl_s"][numbers].astype(np.uint64) * np.uint64(1000)
-        until = np.maximum(records["expires_ms"][numbers], np.uint64(wall_ms) + ttl_ms)
-        records["expires_ms"][numbers] = np.where(expiring, until, 0)
+        slide(records, numbers, stamp, wall_ms, ttl_s)
         self._dirty[numbers] = True
 
     def take_dirty(self, count_max: int) -> list[int]:

@@ -10,11 +10,9 @@ Does not cover: the parent's side (``disk_process``), the work itself (``drive``
 """
 
 import argparse
-import ctypes
 import os
 import secrets
 import selectors
-import signal
 import socket
 import sys
 import threading
@@ -22,6 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
+from kvstore import process
 from kvstore.arena import Arena
 from kvstore.errors import StateError
 from kvstore.fs import LinuxFileSystem
@@ -45,7 +44,6 @@ from kvstore.transport.mapped import MappedNode
 THREADS = {Stage.READ: 4, Stage.WRITE: 4, Stage.COMMIT: 1, Stage.WIPE: 2, Stage.SYNC: 1}
 GROUP_MAX = 256
 """Requests that are made durable together."""
-_PR_SET_PDEATHSIG = 1
 _RECEIVE_BYTES = 1 << 16
 _BROKEN = 3
 
@@ -102,15 +100,9 @@ class Worker:
 def main() -> int:
     """Serve until the parent ends or hangs up."""
     arguments = _parse()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    # Ends a stop (SIGSTOP) that would keep us from noticing that the parent is gone.
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGCONT)
-    try:
-        parent = os.pidfd_open(arguments.parent)
-    except ProcessLookupError:
+    parent = process.follow(arguments.parent)
+    if parent is None:
         return 1
-    if os.getppid() != arguments.parent:
-        return 1  # it ended before we looked, and its number is somebody else's by now
     with socket.socket(fileno=arguments.socket) as connected:
         try:
             recovered = _recover(arguments)

@@ -1,0 +1,30 @@
+"""Life: how use makes a cell's life longer, by the same rule in every tier.
+
+Does not cover: when a tier looks at expiries, the order of eviction (``kvstore.eviction``).
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+
+def slide(
+    records: npt.NDArray[np.void],
+    rows: npt.NDArray[np.uint32],
+    stamp: int,
+    wall_ms: int,
+    ttl_s: int | None = None,
+) -> None:
+    """Move ``rows`` of a tier's records to ``stamp`` and slide their expiry; never shortens a life.
+
+    ``ttl_s`` is what a new put of them asks for, 0 for no expiry, ``None`` for mere use. Works on
+    the fields ``stamp``, ``ttl_s`` and ``expires_ms`` (0: never).
+    """
+    records["stamp"][rows] = np.maximum(records["stamp"][rows], np.uint64(stamp))
+    expiring = records["expires_ms"][rows] != 0
+    if ttl_s is not None:
+        longer = np.maximum(records["ttl_s"][rows], np.uint32(ttl_s))
+        records["ttl_s"][rows] = np.where(expiring & (ttl_s != 0), longer, 0)
+        expiring &= ttl_s != 0
+    ttl_ms = records["ttl_s"][rows].astype(np.uint64) * np.uint64(1000)
+    until = np.maximum(records["expires_ms"][rows], np.uint64(wall_ms) + ttl_ms)
+    records["expires_ms"][rows] = np.where(expiring, until, 0)
