@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, wait
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 
 import numpy as np
@@ -223,7 +224,7 @@ def _cell_read(
         offset=int(offset),
         length=int(length),
         header_digest=int(header_digest),
-        leaves=reading.cut.leaves(cell, plan.start(block), int(plan.stops[block])),
+        cut=partial(reading.cut.leaves, cell, plan.start(block), int(plan.stops[block])),
     )
 
 

@@ -6,15 +6,17 @@
     VERIFIED / GONE / CORRUPT / FAILED
 
 A *leaf* is one layer of a cell as it lies in the engine's memory: uint8 ``[heads, tokens,
-row_bytes]``, perhaps strided between heads, contiguous within one. A transport reads from one
-node, from several threads at a time. It never raises for what a node or a network does; it raises
-``GeometryError`` for leaves that are not of that form, before it touches any of them. When a call
-returns, nothing of it goes on: no byte is written into a leaf any more.
+row_bytes]``, perhaps strided between heads, contiguous within one. Leaves are *cut* out of that
+memory when their bytes are about to move and not before: a prompt has thousands of them, and the
+first bytes need not wait for the last cut. A transport reads from one node, from several threads at
+a time. It never raises for what a node or a network does; it raises ``GeometryError`` for leaves
+that are not of that form, before it touches any of that cell. When a call returns, nothing of it
+goes on: no byte is written into a leaf any more.
 
 Does not cover: which cells are where, leases, reservations (``kvstore.node``).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Protocol
@@ -26,6 +28,9 @@ from kvstore.clock import Deadline
 from kvstore.errors import GeometryError
 
 _BYTE = np.dtype(np.uint8)
+
+Cut = Callable[[], tuple[Leaf, ...]]
+"""Cuts a cell's leaves. Any thread may call it, and more than once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +44,20 @@ class CellRead:
     offset: int
     length: int
     header_digest: int
-    leaves: tuple[Leaf, ...]
+    cut: Cut
+
+    @property
+    def leaves(self) -> tuple[Leaf, ...]:
+        """Cut now; raises ``GeometryError`` for what can't be filled."""
+        return _checked(self.cut())
 
 
 @dataclass(frozen=True, slots=True)
 class CellWrite:
-    """One cell to put into a reserved slot: what its header says, and where its leaves are."""
+    """One cell to put into a reserved slot: what its header says, and where its leaves are.
+
+    ``length`` is that of the payload, all leaves together.
+    """
 
     key: bytes
     cell: int
@@ -54,12 +67,13 @@ class CellWrite:
     tokens: int
     depth: int
     span: int
-    leaves: tuple[Leaf, ...]
+    length: int
+    cut: Cut
 
     @property
-    def length(self) -> int:
-        """Payload bytes."""
-        return sum(leaf.nbytes for leaf in self.leaves)
+    def leaves(self) -> tuple[Leaf, ...]:
+        """Cut now; raises ``GeometryError`` for what can't be read."""
+        return _checked(self.cut())
 
     def header(self, leaf_digests: tuple[int, ...]) -> Header:
         """What stands before the payload."""
@@ -124,12 +138,12 @@ class Transport(Protocol):
         ...
 
 
-def check_leaves(cells: Sequence[CellRead] | Sequence[CellWrite]) -> None:
-    """Raise ``GeometryError`` for leaves that a transport could not fill as it promises."""
-    for cell in cells:
-        for leaf in cell.leaves:
-            if leaf.ndim != 3 or leaf.dtype != _BYTE or leaf.strides[1:] != (leaf.shape[2], 1):
-                raise GeometryError(
-                    "a leaf must be uint8 [heads, tokens, row_bytes] with each head contiguous, "
-                    f"got {leaf.dtype} {leaf.shape} with strides {leaf.strides}"
-                )
+def _checked(leaves: tuple[Leaf, ...]) -> tuple[Leaf, ...]:
+    """The leaves, if a transport can move them as it promises."""
+    for leaf in leaves:
+        if leaf.ndim != 3 or leaf.dtype != _BYTE or leaf.strides[1:] != (leaf.shape[2], 1):
+            raise GeometryError(
+                "a leaf must be uint8 [heads, tokens, row_bytes] with each head contiguous, "
+                f"got {leaf.dtype} {leaf.shape} with strides {leaf.strides}"
+            )
+    return leaves

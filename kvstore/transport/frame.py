@@ -127,7 +127,7 @@ def pack_write(cells: Sequence[CellWrite], deadline: Deadline) -> bytes:
     for c in cells:
         sizes = [leaf.nbytes for leaf in c.leaves]
         parts.append(
-            OFFERED.pack(c.key, c.generation, c.offset, c.slot, sum(sizes), c.cell, len(sizes))
+            OFFERED.pack(c.key, c.generation, c.offset, c.slot, c.length, c.cell, len(sizes))
         )
         parts.append(struct.pack(f"<{len(sizes)}I", *sizes))
     return b"".join(parts)

@@ -23,11 +23,10 @@ from kvstore.transport.base import (
     ReadOutcome,
     WriteOutcome,
     Written,
-    check_leaves,
 )
 from kvstore.transport.mapped import MappedNode, write_header
 from kvstore.transport.shares import run_shares, runs
-from kvstore.transport.verify import header_of
+from kvstore.transport.verify import header_of, leaves_for
 
 THREADS = 2
 PARALLEL_BYTES = 4 << 20
@@ -51,7 +50,6 @@ class LocalTransport:
         return cls(node)
 
     def read(self, cells: Sequence[CellRead], deadline: Deadline) -> list[ReadOutcome]:
-        check_leaves(cells)
         outcomes = [ReadOutcome.FAILED] * len(cells)
 
         def read_some(part: slice) -> None:
@@ -61,7 +59,6 @@ class LocalTransport:
         return outcomes
 
     def write(self, cells: Sequence[CellWrite], deadline: Deadline) -> list[Written]:
-        check_leaves(cells)
         answers = [Written(WriteOutcome.UNSENT)] * len(cells)
 
         def write_some(part: slice) -> None:
@@ -85,10 +82,13 @@ class LocalTransport:
                 continue
             outcomes[index] = ReadOutcome.CORRUPT
             header = header_of(read, found[:HEADER_BYTES].data)
-            if not isinstance(header, FormatFault):
+            if isinstance(header, FormatFault):
+                continue
+            leaves = leaves_for(read, header)
+            if not isinstance(leaves, FormatFault):
                 headers[index] = header
-                seeds = leaf_seeds(read.key, read.cell, len(read.leaves))
-                parcels.append(Parcel(found[HEADER_BYTES:], read.leaves, seeds))
+                seeds = leaf_seeds(read.key, read.cell, len(leaves))
+                parcels.append(Parcel(found[HEADER_BYTES:], leaves, seeds))
         for (index, header), digests in zip(headers.items(), scatter(parcels), strict=True):
             if digests == header.leaf_digests:
                 outcomes[index] = ReadOutcome.VERIFIED
@@ -109,8 +109,9 @@ class LocalTransport:
             )  # fmt: skip
             if found is not None:
                 slots[index] = found
-                seeds = leaf_seeds(write.key, write.cell, len(write.leaves))
-                parcels.append(Parcel(found[HEADER_BYTES:], write.leaves, seeds))
+                leaves = write.leaves
+                seeds = leaf_seeds(write.key, write.cell, len(leaves))
+                parcels.append(Parcel(found[HEADER_BYTES:], leaves, seeds))
         for (index, slot), digests in zip(slots.items(), gather(parcels), strict=True):
             packed = cells[index].header(digests).pack()
             write_header(slot, packed)

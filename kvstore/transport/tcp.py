@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from kvstore.block import FormatFault, Header, header_digest, leaf_seeds
+from kvstore.block import FormatFault, Header, Leaf, header_digest, leaf_seeds
 from kvstore.clock import Deadline
 from kvstore.errors import UsageError
 from kvstore.leaves import digests
@@ -26,11 +26,10 @@ from kvstore.transport.base import (
     ReadOutcome,
     WriteOutcome,
     Written,
-    check_leaves,
 )
 from kvstore.transport.frame import BadFrame, Status, Verdict
 from kvstore.transport.shares import run_shares, runs
-from kvstore.transport.verify import header_of
+from kvstore.transport.verify import header_of, leaves_for
 from kvstore.transport.wire import HOT_BYTES, Wire
 
 log = logging.getLogger(__name__)
@@ -53,7 +52,6 @@ class TcpTransport:
         self._connections = connections
 
     def read(self, cells: Sequence[CellRead], deadline: Deadline) -> list[ReadOutcome]:
-        check_leaves(cells)
         outcomes = [ReadOutcome.FAILED] * len(cells)
 
         def read_some(wire: Wire, indexes: Sequence[int]) -> None:
@@ -65,7 +63,6 @@ class TcpTransport:
         return outcomes
 
     def write(self, cells: Sequence[CellWrite], deadline: Deadline) -> list[Written]:
-        check_leaves(cells)
         answers = [Written(WriteOutcome.UNSENT)] * len(cells)
 
         def write_some(wire: Wire, indexes: Sequence[int]) -> None:
@@ -219,7 +216,13 @@ def _receive_payloads(
 ) -> None:
     """Receive and verify the leaves of several cells at a time."""
     for part in runs([header.payload_bytes for _, header in found], BATCH_BYTES):
-        leaves = [leaf for index, _ in found[part] for leaf in cells[index].leaves]
+        leaves: list[Leaf] = []
+        for index, header in found[part]:
+            into = leaves_for(cells[index], header)
+            if isinstance(into, FormatFault):
+                outcomes[index] = ReadOutcome.CORRUPT
+                raise BadFrame(f"a payload that does not fit its leaves: {into.value}")
+            leaves += into
         seeds = [
             seed
             for _, header in found[part]
@@ -257,11 +260,12 @@ def _write_cells(
 
 def _send_cell(wire: Wire, write: CellWrite) -> int:
     """Send payload, then header; returns the header's digest."""
-    seeds = leaf_seeds(write.key, write.cell, len(write.leaves))
+    leaves = write.leaves
+    seeds = leaf_seeds(write.key, write.cell, len(leaves))
     found: list[int] = []
-    for part in runs([leaf.nbytes for leaf in write.leaves], HOT_BYTES):
-        found += digests(write.leaves[part], seeds[part])
-        wire.send_leaves(write.leaves[part])
+    for part in runs([leaf.nbytes for leaf in leaves], HOT_BYTES):
+        found += digests(leaves[part], seeds[part])
+        wire.send_leaves(leaves[part])
     packed = write.header(tuple(found)).pack()
     digest = header_digest(packed)
     wire.send(frame.HEADED.pack(len(packed), digest), packed)

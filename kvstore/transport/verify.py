@@ -1,12 +1,12 @@
 """Whether delivered bytes are the cell that was asked for.
 
 Header first: it must be the one whose digest the node's table named, and be of this very key and
-cell. Then its leaves, each hashed where it was delivered (``kvstore.leaves``), behind its delivery
-while the processor still has it in its cache. Hashing the source instead would accept what changes
-or tears on the way.
+cell. Then the leaves that it describes, each hashed where it was delivered (``kvstore.leaves``),
+behind its delivery while the processor still has it in its cache. Hashing the source instead would
+accept what changes or tears on the way.
 """
 
-from kvstore.block import FormatFault, Header, parse_header
+from kvstore.block import FormatFault, Header, Leaf, parse_header
 from kvstore.transport.base import CellRead
 
 
@@ -17,8 +17,13 @@ def header_of(read: CellRead, page: bytes | memoryview) -> Header | FormatFault:
         return header
     if (header.key, header.cell) != (read.key, read.cell):
         return FormatFault.BAD_CELL
-    if not header.payload_bytes == read.length == sum(leaf.nbytes for leaf in read.leaves):
-        return FormatFault.BAD_LENGTH
-    if len(header.leaf_digests) != len(read.leaves):
+    return header if header.payload_bytes == read.length else FormatFault.BAD_LENGTH
+
+
+def leaves_for(read: CellRead, header: Header) -> tuple[Leaf, ...] | FormatFault:
+    """The leaves that the payload behind this header goes into, if it fits them."""
+    leaves = read.leaves
+    if len(leaves) != len(header.leaf_digests):
         return FormatFault.BAD_LEAVES
-    return header
+    fits = sum(leaf.nbytes for leaf in leaves) == header.payload_bytes
+    return leaves if fits else FormatFault.BAD_LENGTH

@@ -260,7 +260,8 @@ def test_a_write_longer_than_its_reservation_is_not_written(
 ) -> None:
     write = world.reserved(world.leaves())
     neighbour = world.stored(world.leaves())
-    longer = replace(write, leaves=(*write.leaves, *world.leaves(((2, 16, 400),))))
+    more = (*write.leaves, *world.leaves(((2, 16, 400),)))
+    longer = replace(write, length=sum(leaf.nbytes for leaf in more), cut=lambda: more)
     assert transport.write([longer], soon()) == [Written(WriteOutcome.GONE)]
     assert transport.read([neighbour], soon()) == [ReadOutcome.VERIFIED]
 

@@ -163,7 +163,7 @@ def test_a_server_that_says_nothing_costs_the_deadline_and_no_more() -> None:
     with accepting(held.append) as address:
         transport = TcpTransport(address)
         deadline = Deadline.after(SystemClock(), 0.1)
-        read = CellRead(bytes(32), 0, 0, 0, 0, 0, 0, ())
+        read = CellRead(bytes(32), 0, 0, 0, 0, 0, 0, tuple)
         assert transport.read([read], deadline) == [ReadOutcome.FAILED]
         transport.close()
     for connected in held:

@@ -68,7 +68,8 @@ class World:
         slot = self.tier.reserve(NewCell(key, cell, tokens, length, 3, 77, 0), stamp=1)
         record = self.tier.table.slots[slot]
         generation, offset = int(record["generation"]), int(record["offset"])
-        return CellWrite(key, cell, int(slot), generation, offset, tokens, 3, 77, leaves)
+        place = (int(slot), generation, offset)
+        return CellWrite(key, cell, *place, tokens, 3, 77, length, lambda: leaves)
 
     def stored(self, leaves: tuple[Leaf, ...], cell: int = 0) -> CellRead:
         """A cell that is held, and a read of it into zeroed leaves."""
@@ -83,7 +84,7 @@ class World:
         empty = tuple(np.zeros_like(leaf) for leaf in write.leaves)
         return CellRead(
             write.key, write.cell, write.slot, write.generation, write.offset, write.length,
-            header_digest, empty,
+            header_digest, lambda: empty,
         )  # fmt: skip
 
     def flip(self, read: CellRead, at: int) -> None:
@@ -96,7 +97,7 @@ class World:
 
 def into(read: CellRead, *leaves: Leaf) -> CellRead:
     """The same read with other leaves."""
-    return replace(read, leaves=leaves)
+    return replace(read, cut=lambda: leaves)
 
 
 def same(some: Sequence[Leaf], others: Sequence[Leaf]) -> bool:
