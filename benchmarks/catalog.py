@@ -50,6 +50,7 @@ ROWS = (
     ),
     Row("arena_fill", "blocks of several sizes share the arena: >= 0.95 of it holds blocks", "2 s"),
     Row("node_metadata_bytes", "bookkeeping per block held: <= 400 bytes", "20 s"),
+    Row("directory_bytes", "a directory shard per block held: <= 200 bytes", "10 s"),
     Row(
         "cross_node_get",
         "a prefix from another node: >= 0.9 of raw sockets, >= 5 times Ray's object store",
@@ -60,6 +61,11 @@ ROWS = (
         "nvme_get_cold",
         "blocks from the NVMe tier, verified, past every cache: >= 0.9 of the disk's own speed",
         "30 s",
+    ),
+    Row(
+        "restart_100k_blocks_s",
+        "a killed node's 100k blocks are found again within 10 s, from its disk alone",
+        "2 min",
     ),
     Row("node_death_detection_s", "a killed node is passed over within 2 s", "60 s"),
     Row(

@@ -9,18 +9,16 @@ grew, whatever for. Not counted: payload, the header page in front of each paylo
 keeps of memory that was freed, which is said beside.
 """
 
-import ctypes
-import gc
 import multiprocessing
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import numpy as np
 
 from benchmarks.figure import Budget, Figure, Sense
 from benchmarks.measure import Others, Run
+from benchmarks.process_memory import own_bytes, trimmed_bytes
 from benchmarks.tables import numbered_keys, shared_folder, store_tiny
 from kvstore.announce import Announcer
 from kvstore.block import HEADER_BYTES
@@ -83,7 +81,7 @@ def _fresh_process(blocks: int) -> Memory:
 
 def _fill(blocks: int) -> Memory:
     with shared_folder() as folder:
-        before = _own_bytes()
+        before = own_bytes()
         tier = HostTier.create(
             LinuxFileSystem(), SystemClock(), folder, blocks * 2 * HEADER_BYTES, blocks, 1
         )
@@ -98,9 +96,8 @@ def _fill(blocks: int) -> Memory:
         _tell_of_others(blocks, directory)
         held, table_bytes = node.stats().host.held_cells, (folder / TABLE_FILE).stat().st_size
         assert held == blocks, f"only {held} of {blocks} blocks are held"
-        resident = _own_bytes()
-        ctypes.CDLL(None).malloc_trim(0)
-        kept = _own_bytes()
+        resident = own_bytes()
+        kept = trimmed_bytes()
         return Memory(table_bytes, kept - before, resident - kept, directory.nbytes)
 
 
@@ -122,11 +119,3 @@ def _tell_of_others(blocks: int, directory: Directory) -> None:
             np.ones(count, np.bool_),
         )
         directory.apply(Announcement(1, 1, 1, number, changes))
-
-
-def _own_bytes() -> int:
-    """Memory that this process has to itself; mapped shared memory is not in it."""
-    gc.collect()
-    lines = Path("/proc/self/status").read_text().splitlines()
-    fields = dict(line.split(":", 1) for line in lines)
-    return int(fields["RssAnon"].split()[0]) * 1024

@@ -126,13 +126,14 @@ def measure_on_disk(
     ours: Callable[[NvmeScene], Timed],
 ) -> Figure:
     """Time what ``ours`` makes of a scene beside the disk's own speed."""
-    blocks = run.of(96, 4)
+    blocks = run.of(48, 4)
     block_bytes = stored_bytes_of(BLOCK_BYTES)
     with (
         nvme_scene(blocks) as (scene, folder),
         closing(raw_disk(folder, direction, block_bytes, blocks)) as limit,
     ):
-        rounds = run.track(range(run.of(9, 2)), row)
+        # Many short rounds: whatever else the disk has to do comes and goes.
+        rounds = run.track(range(run.of(21, 2)), row)
         pairs = paired(ours(scene), limit, rounds)
     size_bytes = blocks * BLOCK_BYTES
     speed, limit_speed = size_bytes / pairs.ours_median_s, size_bytes / pairs.limit_median_s

@@ -1,7 +1,8 @@
 """Storage nodes for a benchmark: real node processes without Ray, on this machine.
 
-Each has a host identity of its own, so a client of one reads the others' blocks over sockets. The
-folders are temporary; a node ends when it is told to, and when this process does.
+Each has a host identity of its own, so a client of one reads the others' blocks over sockets. A
+node ends when it is told to, and when this process does; on the folders of one that was killed a
+successor can be started.
 """
 
 import contextlib
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from benchmarks.figure import Skip
 from kvstore.client import SHM_FOLDER, Samovar
@@ -29,11 +30,14 @@ WATCH_S = 0.005
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
+class Place:
+    """Which node it is, its folders, on a disk and in shared memory, and its sizes."""
+
     index: int
     folder: Path
     arena_folder: Path
     arena_bytes: int
+    nvme_bytes: int = 0
 
 
 class StorageNode:
@@ -43,6 +47,16 @@ class StorageNode:
         self._process = process
         self._pipe = pipe
         self.info: NodeInfo = self._heard(START_S)
+
+    @classmethod
+    def start(cls, place: Place) -> Self:
+        """Start one; returns when it serves."""
+        context = multiprocessing.get_context("spawn")
+        pipe, theirs = context.Pipe()
+        process = context.Process(target=_serve, args=(theirs, place), daemon=False)
+        process.start()
+        theirs.close()
+        return cls(process, pipe)
 
     def set_map(self, cluster_map: ClusterMap) -> None:
         """Give the node the map; returns when it goes by it."""
@@ -92,19 +106,12 @@ class StorageNode:
 @contextmanager
 def storage_nodes(*arena_bytes: int) -> Iterator[list[StorageNode]]:
     """A node for every size given, all in one map."""
-    context = multiprocessing.get_context("spawn")
     with contextlib.ExitStack() as stack:
-        make = tempfile.TemporaryDirectory
-        folder = Path(stack.enter_context(make(prefix="samovar-bench-")))
-        shared = Path(stack.enter_context(make(prefix="samovar-bench-", dir=SHM_FOLDER)))
+        folder, shared = stack.enter_context(node_folders())
         nodes = []
         for index, size_bytes in enumerate(arena_bytes):
-            pipe, theirs = context.Pipe()
-            place = _Place(index, folder / str(index), shared / str(index), size_bytes)
-            process = context.Process(target=_serve, args=(theirs, place), daemon=False)
-            process.start()
-            theirs.close()
-            node = StorageNode(process, pipe)
+            place = Place(index, folder / str(index), shared / str(index), size_bytes)
+            node = StorageNode.start(place)
             stack.callback(node.stop)
             nodes.append(node)
         cluster_map = ClusterMap(1, tuple(node.info for node in nodes))
@@ -113,7 +120,18 @@ def storage_nodes(*arena_bytes: int) -> Iterator[list[StorageNode]]:
         yield nodes
 
 
-def _serve(pipe: Connection, place: _Place) -> None:
+@contextmanager
+def node_folders() -> Iterator[tuple[Path, Path]]:
+    """A temporary folder on a disk, and one in shared memory."""
+    make = tempfile.TemporaryDirectory
+    with (
+        make(prefix="samovar-bench-") as disk,
+        make(prefix="samovar-bench-", dir=SHM_FOLDER) as shm,
+    ):
+        yield Path(disk), Path(shm)
+
+
+def _serve(pipe: Connection, place: Place) -> None:
     """A node's process: maps and things to watch for come in, answers go out."""
     from pydantic import ByteSize
 
@@ -125,6 +143,7 @@ def _serve(pipe: Connection, place: _Place) -> None:
     config = NodeConfig(
         state_folder=place.folder,
         arena_bytes=ByteSize(place.arena_bytes),
+        nvme_bytes=ByteSize(place.nvme_bytes),
         host_id=f"benchmark-{place.index}",
     )
     name = f"benchmark-{place.index}"

@@ -32,12 +32,12 @@ def filled_table(slots: int, keys: Keys) -> Iterator[KeyTable]:
     with shared_folder() as folder:
         table = KeyTable.create(LinuxFileSystem(), folder, slots, 1 << 20, incarnation=1)
         chosen = np.random.default_rng(2).choice(slots, len(keys), replace=False)
-        for key, slot in zip(keys, chosen.tolist(), strict=True):
+        for slot in chosen.tolist():
             record = table.slots[slot]
             record["generation"] = 1 << 40 | slot
             record["length"] = 1
-            if not table.insert(key.tobytes(), slot, header_digest=slot):
-                raise AssertionError("a table that is nearly empty had no room")
+        if not table.insert_all(keys, chosen.astype(np.uint32), chosen.astype(np.uint64)).all():
+            raise AssertionError("a table that is nearly empty had no room")
         yield table
 
 

@@ -15,8 +15,15 @@ from benchmarks.__main__ import main
 from benchmarks.figure import Budget, Figure, Sense, Skip, beside_limit
 from benchmarks.measure import Pairs, Run, paired
 
-CHEAP = ("same_node_get", "same_node_put", "lookup_100k", "arena_fill", "node_metadata_bytes")
-DISK = ("nvme_put", "nvme_get_cold")
+CHEAP = (
+    "same_node_get",
+    "same_node_put",
+    "lookup_100k",
+    "arena_fill",
+    "node_metadata_bytes",
+    "directory_bytes",
+)
+DISK = ("nvme_put", "nvme_get_cold", "restart_100k_blocks_s")
 ENGINE = ("ttft_warm_vs_cold", "ttft_vs_own_cache", "connector_cold_cost")
 PROMISED = {*CHEAP, *DISK, *ENGINE, "cross_node_get", "node_death_detection_s"}
 
@@ -47,6 +54,17 @@ def test_cheap_rows_run_quickly(tmp_path: Path) -> None:
     assert {figure["row"] for figure in told["figures"]} == set(CHEAP)
     assert all(figure["value"] > 0 and figure["beside"] for figure in told["figures"])
     assert told["conditions"]["cores"] >= 1
+
+
+@pytest.mark.slow
+def test_disk_rows_run_or_say_why_not(tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    done = CliRunner().invoke(main, [*DISK, "--quick", "--json", str(out)])
+    assert done.exit_code == 0, done.output
+    told = json.loads(out.read_text())
+    assert {one["row"] for one in [*told["figures"], *told["skipped"]]} == set(DISK)
+    assert all(one["value"] > 0 for one in told["figures"])
+    assert all("O_DIRECT" in one["why"] for one in told["skipped"])
 
 
 def test_a_row_without_its_library_is_skipped() -> None:

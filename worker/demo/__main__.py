@@ -1,4 +1,7 @@
-"""``make demo``: a cold prompt on one worker, the warm answer on another, across two nodes."""
+"""``make demo``: a cold prompt on one worker, the warm answer on another, across two nodes.
+
+Does not cover: what is run (``worker.demo.story``), what is shown of it (``worker.demo.report``).
+"""
 
 import json
 import sys
@@ -9,9 +12,11 @@ import click
 from rich.console import Console
 from transformers import AutoTokenizer
 
+from kvstore.clock import SystemClock
 from kvstore.errors import SamovarError, UsageError
 from worker.demo import report, story
 from worker.demo.model import ensure_model
+from worker.demo.progress import Show
 from worker.demo.prompt import CONTRACT_PATH, QUESTIONS, Prompt, prompt_of
 from worker.demo.tier import DemoTier
 
@@ -29,15 +34,16 @@ from worker.demo.tier import DemoTier
     type=click.Path(path_type=Path),
     default=Path.home() / ".cache" / "samovar",
     show_default="~/.cache/samovar",
-    help="Where the fetched model is kept.",
+    help="Where the fetched model is kept, and the tier's NVMe files during the demo.",
 )
 def main(model: Path | None, new_tokens: int, as_json: bool, cache_folder: Path) -> None:
     """Read a contract on one worker, answer about it on another without reading it again.
 
     Starts a tier of two storage nodes on this machine, runs three inference workers against it,
-    kills a node, and takes everything down again.
+    kills a node, then everything, starts the tier again and asks once more, warm from its disks;
+    takes everything down at the end.
     """
-    console = Console(stderr=as_json)
+    console = Console(stderr=as_json, log_path=False)
     try:
         told = _run(model, new_tokens, cache_folder, console)
     except SamovarError as fault:
@@ -49,20 +55,19 @@ def main(model: Path | None, new_tokens: int, as_json: bool, cache_folder: Path)
 
 
 def _run(model: Path | None, new_tokens: int, cache_folder: Path, console: Console) -> story.Story:
+    cache_folder.mkdir(parents=True, exist_ok=True)
     with (
-        console.status("starting") as status,
+        Show(console, SystemClock()) as show,
         tempfile.TemporaryDirectory(prefix="samovar-demo-") as work_name,
+        # Not there: temporary files may well be in memory.
+        tempfile.TemporaryDirectory(prefix="demo-disk-", dir=cache_folder) as disk_name,
     ):
-
-        def step(words: str) -> None:
-            console.log(words)
-            status.update(words)
-
-        path = model or ensure_model(cache_folder, step)
+        path = model or ensure_model(cache_folder, show.step)
         prompts = _prompts(path)
-        step("starting a tier of two storage nodes")
-        with DemoTier(Path(work_name), nodes=2, tell=step) as tier:
-            return story.tell(tier, path, prompts, new_tokens, Path(work_name), step)
+        work, disk = Path(work_name), Path(disk_name)
+        show.step("starting a tier of two storage nodes")
+        with DemoTier(work, disk, nodes=2, tell=show.step) as tier:
+            return story.tell(tier, path, prompts, new_tokens, work, show)
 
 
 def _prompts(model: Path) -> tuple[Prompt, Prompt]:

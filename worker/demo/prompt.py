@@ -20,7 +20,8 @@ from kvstore.key import Tokens, as_tokens
 CONTRACT_PATH = Path(__file__).with_name("contract.md")
 QUESTIONS = (
     "How many Units does the third Batch have?",
-    "What is the price of one Unit?",
+    "What is the price of one Unit, in which currency, and within how many days must an invoice be "
+    "paid?",
 )
 QUESTION_TOKENS_MAX = 32
 

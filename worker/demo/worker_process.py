@@ -4,13 +4,14 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from kvstore.errors import SamovarError
+from worker.demo.prompt import Prompt
 from worker.engines.answer import Report
 
 STOP_S = 10.0
@@ -35,6 +36,14 @@ class WorkerAnswer:
 
     tokens: tuple[int, ...]
     report: Report
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What the tier holds of a prompt: how many of its first tokens, in how many cells."""
+
+    tokens: int
+    cells: int
 
 
 class WorkerProcess:
@@ -68,17 +77,19 @@ class WorkerProcess:
         self._heard()
         return self
 
-    def ask(self, prompt: Sequence[int], boundary: int, new_tokens: int) -> WorkerAnswer:
+    def ask(self, prompt: Prompt, new_tokens: int) -> WorkerAnswer:
         """Have a prompt answered, greedily."""
-        answer = self._order(
-            {
-                "do": "ask",
-                "prompt": list(prompt),
-                "boundaries": [boundary],
-                "new_tokens": new_tokens,
-            }
-        )
+        answer = self._order({"do": "ask", **_named(prompt), "new_tokens": new_tokens})
         return WorkerAnswer(tuple(answer["tokens"]), Report(**answer["report"]))
+
+    def look_up(self, prompt: Prompt) -> Held:
+        """Have the tier asked what it holds of a prompt, which touches nothing of it."""
+        return Held(**self._order({"do": "look_up", **_named(prompt)}))
+
+    def delete_question(self, prompt: Prompt) -> None:
+        """Have the tier delete what it holds of a prompt behind the document."""
+        order = {"do": "delete", "prompt": prompt.tokens.tolist(), "start": prompt.boundary}
+        self._order(order)
 
     def flush(self) -> None:
         """Wait until the tier has what the worker computed."""
@@ -129,3 +140,8 @@ class WorkerProcess:
     def _died(self) -> WorkerDied:
         tail = self._log_path.read_text(errors="replace").splitlines()[-5:]
         return WorkerDied(f"worker {self.name} ended early: {' | '.join(tail) or 'no log'}")
+
+
+def _named(prompt: Prompt) -> dict[str, list[int]]:
+    """A prompt as an order has it."""
+    return {"prompt": prompt.tokens.tolist(), "boundaries": [prompt.boundary]}
