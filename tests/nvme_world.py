@@ -172,9 +172,10 @@ class MemoryCatalog:
         self.identity, self.damage = b"", ""
         self.rows, self.buried = {}, {}
 
-    def open(self, identity: Identity) -> "MemoryCatalog":
+    def open(self, identity: Identity, change: Change) -> "MemoryCatalog":
         self.steps.take("open")
-        self.identity = identity.pack()
+        self.identity, self.rows, self.buried = identity.pack(), {}, {}
+        self._apply(change)
         return self
 
     def commit(self, change: Change) -> None:

@@ -4,9 +4,14 @@ A cell here has one leaf, as long as its payload, and its payload is a function 
 whoever finds a cell can say whether its bytes are right, without being told what was written.
 """
 
+import fcntl
 import mmap
+import os
+import shutil
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -25,13 +30,39 @@ from kvstore.tiers.tier import Commitment, NewCell, Refusal
 
 PAGE = mmap.PAGESIZE
 SHARED_MEMORY = Path("/dev/shm")
+SHARED_PREFIX = "samovar-tests-"
+LOCKED_WITHIN_S = 10.0
+"""A folder that is younger may be one that its run is just about to lock."""
 
 
 @contextmanager
 def shared_folder() -> Iterator[Path]:
-    """A folder in shared memory, where holes can be punched; gone afterwards."""
-    with TemporaryDirectory(prefix="samovar-test-", dir=SHARED_MEMORY) as name:
-        yield Path(name)
+    """A folder in shared memory, where holes can be punched; gone afterwards.
+
+    It is locked meanwhile, so that ``sweep_shared_folders`` can tell what killed runs have left.
+    """
+    sweep_shared_folders()
+    with TemporaryDirectory(prefix=SHARED_PREFIX, dir=SHARED_MEMORY) as name:
+        lock = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield Path(name)
+        finally:
+            os.close(lock)
+
+
+@cache
+def sweep_shared_folders() -> None:
+    """Remove what killed test runs have left: nothing else gives that memory back."""
+    for folder in SHARED_MEMORY.glob(f"{SHARED_PREFIX}*"):
+        with suppress(OSError):
+            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if time.time() - os.fstat(lock).st_mtime > LOCKED_WITHIN_S:
+                    shutil.rmtree(folder)
+            finally:
+                os.close(lock)
 
 
 def key_number(number: int) -> bytes:

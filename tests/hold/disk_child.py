@@ -1,9 +1,9 @@
 """A process that kills itself at every boundary of its disk work, and looks at what is left.
 
-``python -m tests.hold.disk_child FOLDER SEED STRIDE``: a fork plays a script on a real slab and a
-real catalog, and ends itself with SIGKILL before its N-th operation on either of them; then the
-parent begins anew on the same files and checks them. N grows by STRIDE until a fork survives. At
-the end the number of kills is printed.
+``python -m tests.hold.disk_child FOLDER SEED STRIDE WHERE``: a fork plays a script on a real slab
+and a real catalog, and ends with SIGKILL before its N-th operation on either of them, or its N-th
+system call that changes a file; then the parent begins anew on the same files and checks them. N
+grows by STRIDE until a fork survives. At the end the number of kills is printed.
 """
 
 import os
@@ -16,11 +16,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kvstore.fs import Mapped
-from kvstore.tiers.nvme.catalog import Change, Content, LmdbCatalog, read_catalog
+from kvstore.tiers.nvme.catalog import DATA_FILE, Catalog, Change, Content, read_catalog
 from kvstore.tiers.nvme.disk import LinuxDisk
+from kvstore.tiers.nvme.folder import CatalogFolder
 from kvstore.tiers.nvme.identity import Identity
+from tests.hold.tracing import killed_at_call
 from tests.nvme_script import OPERATIONS, random_operation
 from tests.nvme_world import CELLS_MAX, InlineQueue, NvmeWorld
+
+Cells = set[tuple[bytes, int]]
+Told = tuple[Cells, Cells, set[bytes]]
+"""What is held, what was ever offered, and which blocks are deleted."""
 
 
 class Fuse:
@@ -73,20 +79,20 @@ class FusedCatalog:
     """A real catalog, and its place, with a fuse before and after every commit."""
 
     def __init__(self, folder: Path, fuse: Fuse) -> None:
-        self._folder = folder
+        self.folder = folder
         self._fuse = fuse
-        self._catalog: LmdbCatalog | None = None
+        self._catalog: Catalog | None = None
 
     def read(self) -> Content | None:
-        return read_catalog(self._folder) if (self._folder / "data.mdb").exists() else None
+        return read_catalog(self.folder) if (self.folder / DATA_FILE).exists() else None
 
     def discard(self) -> None:
         self._fuse.burn()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
-    def open(self, identity: Identity) -> "FusedCatalog":
+    def open(self, identity: Identity, change: Change) -> "FusedCatalog":
         self._fuse.burn()
-        self._catalog = LmdbCatalog.open(self._folder, identity, CELLS_MAX)
+        self._catalog = CatalogFolder(self.folder, CELLS_MAX).open(identity, change)
         return self
 
     def commit(self, change: Change) -> None:
@@ -144,43 +150,82 @@ def play(folder: Path, seed: int, kill_at: int) -> None:
         random_operation(world, script)
     world.queue.is_eager = True
     world.settle()
+    world.tell()
+
+
+def told_last(folder: Path) -> Told:
+    """What the last life said of itself before it ended."""
+    last: Told = (set(), set(), set())
+    with (folder / "told").open("rb") as told:
+        while True:
+            try:
+                last = pickle.load(told)
+            except (EOFError, pickle.UnpicklingError):
+                return last
 
 
 def check(folder: Path, seed: int) -> None:
     """Begin anew on what is left, and compare it with the last that was told."""
     world = real_world(folder, seed, kill_at=0)
-    with (folder / "told").open("rb") as told:
-        while True:
-            try:
-                world.promised, world.offered, world.deleted = pickle.load(told)
-            except (EOFError, pickle.UnpicklingError):
-                break
+    world.promised, world.offered, world.deleted = told_last(folder)
     world.start()
     world.check_after_start()
     world.tier.stop()
     os.close(world.told)
 
 
+def killed_at_operation(folder: Path, seed: int, kill_at: int) -> bool:
+    """Play; the fuse kills."""
+    child = os.fork()
+    if not child:
+        play(folder, seed, kill_at)
+        os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    if status not in (0, signal.SIGKILL):
+        raise SystemExit(f"the fork ended with status {status}")
+    return bool(status)
+
+
+def killed_in_a_call(folder: Path, seed: int, kill_at: int) -> bool:
+    """Play; killed before a system call, be it LMDB's."""
+    return killed_at_call(lambda: play(folder, seed, kill_at=0), kill_at)
+
+
+def killed_in_a_rebuild(folder: Path, seed: int, kill_at: int) -> bool:
+    """Play to the end, lose the catalog; killed while it is made anew from the slab."""
+    child = os.fork()
+    if not child:
+        play(folder, seed, kill_at=0)
+        os._exit(0)
+    if os.waitpid(child, 0)[1]:
+        raise SystemExit("the fork failed")
+    data = folder / "catalog" / DATA_FILE
+    data.write_bytes(bytes(data.stat().st_size))
+    return killed_at_call(lambda: real_world(folder, seed, kill_at=0).start(), kill_at)
+
+
+KILLS = {
+    "operation": killed_at_operation,
+    "call": killed_in_a_call,
+    "rebuild": killed_in_a_rebuild,
+}
+
+
 def main() -> None:
     folder, seed, stride = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-    kill_at, kills, status = 1 + seed % stride, 0, 1
-    while status:
+    kill = KILLS[sys.argv[4]]
+    kill_at, kills, killed = 1 + seed % stride, 0, True
+    while killed:
         run = folder / str(kill_at)
         run.mkdir()
-        child = os.fork()
-        if not child:
-            play(run, seed, kill_at)
-            os._exit(0)
-        status = os.waitpid(child, 0)[1]
-        if status not in (0, signal.SIGKILL):
-            raise SystemExit(f"the fork ended with status {status} at operation {kill_at}")
         try:
+            killed = kill(run, seed, kill_at)
             check(run, seed)
         except BaseException:
-            print(f"seed {seed}, killed before operation {kill_at}", file=sys.stderr)
+            print(f"seed {seed}, killed before {sys.argv[4]} {kill_at}", file=sys.stderr)
             raise
         shutil.rmtree(run)
-        kill_at, kills = kill_at + stride, kills + bool(status)
+        kill_at, kills = kill_at + stride, kills + killed
     print(kills)
 
 

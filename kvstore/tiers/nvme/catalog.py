@@ -18,12 +18,12 @@ must say which of them it is.
 Does not cover: what becomes of a damaged catalog (``recovery``).
 """
 
+import os
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Protocol
 
 import lmdb
@@ -80,6 +80,9 @@ class Change:
     forgotten: Sequence[np.void] = ()
 
 
+NOTHING = Change()
+
+
 class Catalog(Protocol):
     """Where rows are made durable. Used by one thread."""
 
@@ -100,31 +103,39 @@ class LmdbCatalog:
         self._env = _open(folder, cells_max)
 
     @classmethod
-    def open(cls, folder: Path, identity: Identity, cells_max: int) -> "LmdbCatalog":
-        """The catalog of that slab, which the caller has found whole, or an empty one."""
+    def open(
+        cls, folder: Path, identity: Identity, cells_max: int, change: Change = NOTHING
+    ) -> "LmdbCatalog":
+        """The catalog of that slab, which the caller has found whole, or an empty one.
+
+        Its identity and ``change`` are entered together: there is no state with only one of them.
+        """
         catalog = cls(folder, identity.slab_id, cells_max)
         with _writing(catalog._env) as transaction:
             transaction.put(_META, identity.pack())
-            transaction.put(_NUMBER, _CHECKSUM.pack(transaction.id()))
+            catalog._enter(transaction, change)
         return catalog
 
     def commit(self, change: Change) -> None:
         with _writing(self._env) as transaction:
-            transaction.put(_NUMBER, _CHECKSUM.pack(transaction.id()))
-            for record in change.puts:
-                self._put(transaction, _cell_name(record), record.tobytes())
-            for record in change.removals:
-                name = _cell_name(record)
-                found = transaction.get(name)
-                if found is not None and _sequence_of(bytes(found)) == int(record["sequence"]):
-                    transaction.delete(name)
-            for tombstone in change.forgotten:
-                transaction.delete(_TOMBSTONE + key_bytes(tombstone))
-            for tombstone in change.tombstones:
-                self._put(transaction, _TOMBSTONE + key_bytes(tombstone), tombstone.tobytes())
+            self._enter(transaction, change)
 
     def close(self) -> None:
         self._env.close()
+
+    def _enter(self, transaction: lmdb.Transaction, change: Change) -> None:
+        transaction.put(_NUMBER, _CHECKSUM.pack(transaction.id()))
+        for record in change.puts:
+            self._put(transaction, _cell_name(record), record.tobytes())
+        for record in change.removals:
+            name = _cell_name(record)
+            found = transaction.get(name)
+            if found is not None and _sequence_of(bytes(found)) == int(record["sequence"]):
+                transaction.delete(name)
+        for tombstone in change.forgotten:
+            transaction.delete(_TOMBSTONE + key_bytes(tombstone))
+        for tombstone in change.tombstones:
+            self._put(transaction, _TOMBSTONE + key_bytes(tombstone), tombstone.tobytes())
 
     def _put(self, transaction: lmdb.Transaction, name: bytes, value: bytes) -> None:
         checksum = _CHECKSUM.pack(xxh3_64_intdigest(name + value, seed=self._seed))
@@ -179,7 +190,8 @@ def _content(env: lmdb.Environment) -> Content:
 def _check_roots(folder: Path, page_bytes: int) -> None:
     """The two roots must be those of the last two transactions, and both trees must say so.
 
-    The older tree is looked at in a copy in which the newer root counts for nothing.
+    The older tree is looked at in a copy in which the newer root counts for nothing. The copy is
+    in memory: for want of disk space a catalog is not damaged.
     """
     image = bytearray((folder / DATA_FILE).read_bytes())
     starts = (_ROOT_NUMBER_START, page_bytes + _ROOT_NUMBER_START)
@@ -189,9 +201,14 @@ def _check_roots(folder: Path, page_bytes: int) -> None:
     older = _CHECKSUM.pack(min(numbers)) if min(numbers) else None  # LMDB's own first, empty
     newer = starts[numbers.index(max(numbers))]
     image[newer : newer + 8] = bytes(8)
-    with TemporaryDirectory(dir=folder) as copy:
-        (Path(copy) / DATA_FILE).write_bytes(image)
-        with lmdb.open(copy, readonly=True, lock=False, max_dbs=0) as env, env.begin() as before:
+    with os.fdopen(os.memfd_create("catalog"), "wb") as copy:
+        copy.write(image)
+        copy.flush()
+        path = f"/proc/self/fd/{copy.fileno()}"
+        with (
+            lmdb.open(path, subdir=False, readonly=True, lock=False, max_dbs=0) as env,
+            env.begin() as before,
+        ):
             if before.get(_NUMBER) != older:
                 raise CatalogDamage("its two roots are not those of the last two transactions")
 

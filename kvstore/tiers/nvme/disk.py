@@ -5,10 +5,15 @@ loses, tears and refuses. O_DIRECT where the file system takes it; elsewhere buf
 slower and correct, because nothing is promised before ``sync``. Operations may be short, as the
 system's are; ``slab`` completes or refuses them.
 
+The file is locked while it is open. A process that was killed lives on in its last transfer, for as
+long as a slow disk takes for it: its successor must not read the file, or the catalog beside it,
+before that has ended.
+
 Does not cover: what is where in the file (``slab``), the catalog's files (LMDB has its own).
 """
 
 import errno
+import fcntl
 import mmap
 import os
 from collections.abc import Sequence
@@ -61,14 +66,19 @@ class LinuxDisk:
 
     @classmethod
     def open(cls, path: Path) -> "LinuxDisk":
-        """Open or make the file; falls back to buffered where O_DIRECT is refused."""
+        """Open or make the file, once whoever has it open is gone.
+
+        Falls back to buffered where O_DIRECT is refused.
+        """
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
         try:
-            return cls(os.open(path, flags | os.O_DIRECT, FILE_MODE), is_direct=True)
+            disk = cls(os.open(path, flags | os.O_DIRECT, FILE_MODE), is_direct=True)
         except OSError as fault:
             if fault.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
                 raise
-        return cls(os.open(path, flags, FILE_MODE), is_direct=False)
+            disk = cls(os.open(path, flags, FILE_MODE), is_direct=False)
+        fcntl.flock(disk._descriptor, fcntl.LOCK_EX)
+        return disk
 
     def size_bytes(self) -> int:
         return os.fstat(self._descriptor).st_size
@@ -89,6 +99,17 @@ class LinuxDisk:
 
     def close(self) -> None:
         os.close(self._descriptor)
+
+
+def takes_direct(folder: Path) -> bool:
+    """Whether files in a folder can be transferred past the page cache; leaves nothing there."""
+    try:
+        os.close(os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_DIRECT | os.O_CLOEXEC, FILE_MODE))
+    except OSError as fault:
+        if fault.errno in (errno.EINVAL, errno.EOPNOTSUPP):
+            return False
+        raise
+    return True
 
 
 def aligned_bytes(size_bytes: int) -> Mapped:

@@ -15,6 +15,7 @@ from kvstore.tiers.nvme.disk_queue import Answer, Ended, Event
 from kvstore.tiers.nvme.requests import (
     ANSWER,
     PREAMBLE,
+    OpeningKind,
     Outcome,
     Request,
     opening_bytes,
@@ -47,6 +48,8 @@ class DiskProcess:
         self._received = bytearray()
         self._unsent = bytearray()
         self._is_open = False
+        self._refusal = ""
+        """Why the disk does not take us, if the child has said so."""
 
     def start(self) -> None:
         """Start the child; its stderr is this process's."""
@@ -129,7 +132,11 @@ class DiskProcess:
             size_bytes = opening_bytes(self._received)
             if len(self._received) < size_bytes:
                 return []
-            events.append(unpack_opening(bytes(self._received[:size_bytes])))
+            opening = unpack_opening(bytes(self._received[:size_bytes]))
+            if opening.kind is OpeningKind.FAILED:
+                self._refusal = opening.text
+            else:
+                events.append(opening)
             del self._received[:size_bytes]
             self._is_open = True
         whole = len(self._received) - len(self._received) % ANSWER.size
@@ -149,4 +156,5 @@ class DiskProcess:
         self._is_open = False
         self._received.clear()
         self._unsent.clear()
-        return f"the disk process ended with status {code}"
+        refusal, self._refusal = self._refusal, ""
+        return refusal or f"the disk process ended with status {code}"

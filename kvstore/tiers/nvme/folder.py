@@ -3,16 +3,18 @@
 Does not cover: what is in the files (``slab``, ``catalog``).
 """
 
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from kvstore.tiers.nvme.catalog import DATA_FILE, Catalog, Content, LmdbCatalog
+from kvstore.tiers.nvme.catalog import DATA_FILE, Catalog, Change, Content, LmdbCatalog
 from kvstore.tiers.nvme.identity import Identity
 from kvstore.tiers.nvme.walk import walk
 
-SLAB_FILE = "slab"
 CATALOG_FOLDER = "catalog"
+_FRESH_FOLDER = "fresh"
+"""Where a catalog is made, in the folder of the one that it replaces."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,33 @@ class CatalogFolder:
         if self.path.exists():
             shutil.rmtree(self.path)
 
-    def open(self, identity: Identity) -> Catalog:
-        """Open it, empty if there is none."""
+    def open(self, identity: Identity, change: Change) -> Catalog:
+        """A new catalog with what ``change`` puts, which takes the place of the one that is there.
+
+        Of that one every row may be whole, and a page damaged that only writing comes to. Where the
+        disk has no room for two it goes on all the same, without what ``change`` removes.
+        """
+        fresh = self.path / _FRESH_FOLDER
+        shutil.rmtree(fresh, ignore_errors=True)
+        is_there = (self.path / DATA_FILE).exists()
+        try:
+            LmdbCatalog.open(fresh, identity, self.cells_max, change).close()
+            (fresh / DATA_FILE).replace(self.path / DATA_FILE)
+            _sync_folder(self.path)
+        except OSError:
+            if not is_there:
+                raise
+            kept = Change(removals=change.removals)
+            return LmdbCatalog.open(self.path, identity, self.cells_max, kept)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
         return LmdbCatalog.open(self.path, identity, self.cells_max)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

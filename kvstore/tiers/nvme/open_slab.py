@@ -17,6 +17,7 @@ import numpy as np
 
 from kvstore.clock import Clock
 from kvstore.key import KEY_BYTES, Keys
+from kvstore.tiers.checks import Checks
 from kvstore.tiers.nvme.deletions import Deletion, Deletions
 from kvstore.tiers.nvme.disk_queue import Answer
 from kvstore.tiers.nvme.record import RECORD, key_bytes, slot_bytes_of
@@ -68,6 +69,7 @@ class OpenSlab:
         self.sequence = sequence
         """Of the last write or delete."""
         self._traffic = traffic
+        self.checks = Checks(len(shelf.records), clock)
         self._deletions = deletions
         self._stats = stats
         self._clock = clock
@@ -150,6 +152,12 @@ class OpenSlab:
         if not self.shelf.is_pinned(number):
             self._traffic.submit(RequestKind.FREE, self.shelf.records[number], number)
 
+    def unpin(self, number: int) -> None:
+        """Undo one pin of the shelf; a dropped cell that nobody pins any more leaves."""
+        self.shelf.unpin(number)
+        if not (self.shelf.is_held(number) or self.shelf.is_pinned(number)):
+            self.leave(number)
+
     def take(self, answer: Answer) -> None:
         """Go on with what the disk has done."""
         flight = self._traffic.answered(answer.ticket)
@@ -207,13 +215,12 @@ class OpenSlab:
         return [f.request.ticket for f in flights] + [w.ticket for w in self._waiting]
 
     def _loaded(self, answer: Answer, number: int) -> None:
-        self.shelf.unpin(number)
+        self.unpin(number)
         result = _LOADED[answer.outcome]
         if not self.shelf.is_held(number):
             result = Result.GONE
-            if not self.shelf.is_pinned(number):
-                self.leave(number)
         elif result is Result.LOADED:
+            self.checks.note(number)
             self._stats.loaded += 1
         else:
             # A cell that can't be read stands in the way of the store that would repair it.
@@ -234,6 +241,7 @@ class OpenSlab:
         elif result is Result.STORED and not self.shelf.publish(number):
             result = Result.NO_ROOM
         if result is Result.STORED:
+            self.checks.note(number)
             self._stats.stored += 1
             self._stats.stored_bytes += self.shelf.slot_bytes(number)
             self._say(record, added=True)

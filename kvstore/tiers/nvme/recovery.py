@@ -8,10 +8,12 @@
     page 0 bad  damaged, missing   a new slab, an empty catalog
     another version's or node's, or not of one another: refused, nothing is changed
 
-A slab that was truncated is made whole again; what lay beyond its end is gone. Then the *sweep*
-wipes every slot that describes itself and is not held: what an end without warning left, and what
-was evicted at the time. So a delete need only wipe what is held, and no later loss of the catalog
-brings anything back that was deleted. Tombstones are lost with the catalog; ``note`` says so.
+What is held goes into a new catalog at every start: a damaged page that reading did not come to
+would stop a later commit. A slab that was truncated is made whole again; what lay beyond its end
+is gone. Then the *sweep* wipes every slot that describes itself and is not held: what an end
+without warning left, and what was evicted at the time. So a delete need only wipe what is held,
+and no later loss of the catalog brings anything back that was deleted. Tombstones are lost with
+the catalog; ``note`` says so.
 
 Does not cover: expiry (``tier``), reading a catalog that may kill its reader (``walk``).
 """
@@ -24,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvstore.errors import StateError
-from kvstore.tiers.nvme.catalog import Catalog, CatalogDamage, Change, Content
+from kvstore.tiers.nvme.catalog import NOTHING, Catalog, CatalogDamage, Change, Content
 from kvstore.tiers.nvme.disk import Disk, aligned_bytes
 from kvstore.tiers.nvme.extents import Extents
 from kvstore.tiers.nvme.identity import IDENTITY_BYTES, Identity, check_node, parse_identity
@@ -51,8 +53,12 @@ class CatalogPlace(Protocol):
         """Remove it."""
         ...
 
-    def open(self, identity: Identity) -> Catalog:
-        """Open it for writing, empty if there is none; its identity is ``identity`` from now on."""
+    def open(self, identity: Identity, change: Change) -> Catalog:
+        """Make it anew for writing: ``identity`` and what ``change`` puts, and nothing else.
+
+        All of it or none: a catalog that says whose it is must not be taken for whole before its
+        rows are there.
+        """
         ...
 
 
@@ -131,9 +137,9 @@ def _start_empty(disk: Disk, place: CatalogPlace, wanted: Wanted) -> Recovered:
     place.discard()
     disk.allocate(slab.identity.slab_bytes)
     slab.write_identity()
-    catalog = place.open(slab.identity)
-    nothing = (np.empty(0, RECORD), np.empty(0, TOMBSTONE))
-    return Recovered(slab, catalog, *nothing, note if was_there else "")
+    nothing = np.empty(0, RECORD)
+    catalog = place.open(slab.identity, NOTHING)
+    return Recovered(slab, catalog, nothing, np.empty(0, TOMBSTONE), note if was_there else "")
 
 
 def _rebuild(
@@ -145,9 +151,10 @@ def _rebuild(
     extents = Extents(identity)
     records = records[_latest_used(records, cells_max)]
     records = records[_take(extents, records)]
+    # A predecessor that was killed may have written some of them and not made durable.
+    slab.disk.sync()
     place.discard()
-    catalog = place.open(identity)
-    catalog.commit(Change(puts=list(records)))
+    catalog = place.open(identity, Change(puts=list(records)))
     _sweep(slab, extents)
     note = (
         f"the NVMe catalog is lost ({damage}): {len(records)} cells are held that the slab itself "
@@ -166,15 +173,17 @@ def _go_on(
     kept &= _outlive(content.records, content.tombstones)
     kept[kept] = _latest_used(content.records[kept], cells_max)
     kept[kept] = _take(extents, content.records[kept])
-    catalog = place.open(identity)
-    dropped = content.records[~kept]
+    records, dropped = content.records[kept], content.records[~kept]
+    catalog = place.open(
+        identity,
+        Change(puts=list(records), removals=list(dropped), tombstones=list(content.tombstones)),
+    )
     note = ""
     if len(dropped):
-        catalog.commit(Change(removals=list(dropped)))
         note = f"{len(dropped)} cells are dropped: deleted, or the slab or its index is smaller now"
     _make_whole(slab)
     _sweep(slab, extents)
-    return Recovered(slab, catalog, content.records[kept], content.tombstones, note)
+    return Recovered(slab, catalog, records, content.tombstones, note)
 
 
 def _make_whole(slab: Slab) -> None:

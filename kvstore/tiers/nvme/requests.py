@@ -59,6 +59,8 @@ class OpeningKind(IntEnum):
     OPENED = 1
     REFUSED = 2
     """Slab or catalog are not this node's, or of another version; the text says so."""
+    FAILED = 3
+    """The disk refuses, for now; the text says what. The process ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +125,7 @@ def unpack_opening(packed: bytes) -> Opening:
     return Opening(OpeningKind(kind), text, identity, found, buried)
 
 
-def refusal(reason: str) -> Opening:
-    """The opening of a disk process that will not serve."""
+def no_opening(kind: OpeningKind, reason: str) -> Opening:
+    """What a disk process says that does not serve."""
     nothing = (np.empty(0, RECORD), np.empty(0, TOMBSTONE))
-    return Opening(OpeningKind.REFUSED, reason, bytes(IDENTITY_BYTES), *nothing)
+    return Opening(kind, reason, bytes(IDENTITY_BYTES), *nothing)

@@ -15,6 +15,7 @@ from enum import IntEnum
 from itertools import islice
 
 import numpy as np
+import numpy.typing as npt
 
 from kvstore.eviction import TailFirstLru
 from kvstore.key import Keys
@@ -100,6 +101,16 @@ class Shelf:
     def is_held(self, number: int) -> bool:
         """Whether the cell can be found."""
         return bool(self._state[number] == State.HELD)
+
+    def are_held(self, numbers: Slots) -> npt.NDArray[np.bool_]:
+        """Which of the cells can be found."""
+        held: npt.NDArray[np.bool_] = self._state[numbers] == State.HELD
+        return held
+
+    def set_expiry(self, numbers: Slots, expires_ms: npt.NDArray[np.uint64]) -> None:
+        """Say anew until when held cells live."""
+        self.records["expires_ms"][numbers] = expires_ms
+        self._dirty[numbers] = True
 
     def has_expired(self, number: int, wall_ms: int) -> bool:
         """Whether a cell's time is up."""

@@ -40,6 +40,7 @@ from kvstore.tiers.nvme.record import (
     stored_bytes_of,
 )
 
+SLAB_FILE = "slab"
 _SLOT_MAGIC = b"SMVSLOT1"
 _EXTENT_MAGIC = b"SMVEXTNT"
 _TRAILER_START = 3976

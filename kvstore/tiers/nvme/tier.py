@@ -20,6 +20,7 @@ import numpy.typing as npt
 from kvstore.clock import Clock
 from kvstore.key import Keys
 from kvstore.table import Cells, Found, Slots
+from kvstore.tiers.life import clamp
 from kvstore.tiers.nvme.deletions import Deletion, Deletions
 from kvstore.tiers.nvme.disk_queue import Answer, DiskQueue, Ended
 from kvstore.tiers.nvme.identity import parse_identity
@@ -52,10 +53,12 @@ class NvmeTier:
         """Why the tier is not open."""
         self.epoch = 0
         """Grows when what is held was replaced as a whole: ask for ``held_records`` then."""
+        self.is_sealed = False
+        """Whether nobody may find anything for now."""
         self.stats = NvmeStats()
         self._queue = queue
         self._clock = clock
-        self._cells_max = cells_max
+        self.cells_max = cells_max
         self._sequence = incarnation << _COUNTER_BITS
         self._tickets = itertools.count(1)
         self._traffic = Traffic(queue, self._tickets)
@@ -73,7 +76,7 @@ class NvmeTier:
 
         In the answer, slots are record numbers, generations are sequences, offsets are the slab's.
         """
-        if self._open is None:
+        if self._open is None or self.is_sealed:
             return Found.nothing(len(keys))
         return self._open.shelf.find(keys, cells, self._clock.wall_ms())
 
@@ -83,10 +86,50 @@ class NvmeTier:
             return np.zeros(len(keys), np.bool_)
         return self._open.shelf.find(keys, cells, wall_ms=0).held
 
+    def locate(self, keys: Keys, cells: Cells) -> Found:
+        """``find`` for the node itself: expired or not, sealed or not."""
+        if self._open is None:
+            return Found.nothing(len(keys))
+        return self._open.shelf.find(keys, cells, wall_ms=0)
+
+    def keep(self, numbers: Slots) -> None:
+        """Let held cells not leave; counted, until ``let_go`` or the end of this ``epoch``."""
+        assert self._open is not None, "nothing is held while the tier is not open"
+        for number in numbers.tolist():
+            self._open.shelf.pin(number)
+
+    def let_go(self, numbers: Slots) -> None:
+        """Undo one ``keep``; also of cells that are held no more."""
+        assert self._open is not None, "nothing is kept while the tier is not open"
+        for number in numbers.tolist():
+            self._open.unpin(number)
+        self._traffic.send()
+
+    def are_held(self, numbers: Slots) -> npt.NDArray[np.bool_]:
+        """Of which records the cells are held still."""
+        if self._open is None:
+            return np.zeros(len(numbers), np.bool_)
+        return self._open.shelf.are_held(numbers)
+
+    def set_expiry(self, numbers: Slots, expires_ms: npt.NDArray[np.uint64]) -> None:
+        """Say anew until when held cells live."""
+        if self._open is not None:
+            self._open.shelf.set_expiry(numbers, expires_ms)
+
+    @property
+    def records(self) -> Records:
+        """All that is known of cells, by the numbers under which they were found just now."""
+        assert self._open is not None, "nothing is found while the tier is not open"
+        return self._open.shelf.records
+
+    def checked_ago_ms(self, number: int) -> int | None:
+        """How long ago a held cell was written or read whole, if it was since it was found."""
+        assert self._open is not None, "nothing is found while the tier is not open"
+        return self._open.checks.ago_ms(number)
+
     def record(self, number: int) -> np.void:
         """All that is known of a cell that was found just now."""
-        assert self._open is not None, "nothing is found while the tier is not open"
-        found: np.void = self._open.shelf.records[number]
+        found: np.void = self.records[number]
         return found
 
     def deleted_ms(self, keys: Keys) -> npt.NDArray[np.uint64]:
@@ -189,7 +232,9 @@ class NvmeTier:
 
     def metadata_bytes(self) -> int:
         """Memory for bookkeeping."""
-        return self._open.shelf.metadata_bytes() if self._open else 0
+        if self._open is None:
+            return 0
+        return self._open.shelf.metadata_bytes() + self._open.checks.nbytes
 
     def _opened(self, opening: Opening) -> None:
         """Begin with what the disk says."""
@@ -205,8 +250,9 @@ class NvmeTier:
             int(opening.records["sequence"].max(initial=0)),
             int(opening.tombstones["sequence"].max(initial=0)),
         )
-        shelf = Shelf(identity, self._cells_max)
-        homeless = shelf.enter(_clamped(opening.records, self._clock.wall_ms()))
+        shelf = Shelf(identity, self.cells_max)
+        homeless = shelf.enter(opening.records)
+        clamp(shelf.records, shelf.held(), self._clock.wall_ms())
         self._open = OpenSlab(
             shelf, self._traffic, self._deletions, self.stats, self._clock, self._sequence
         )
@@ -255,14 +301,3 @@ class NvmeTier:
 
     def _count(self, shelf: Shelf) -> None:
         self.stats.held_cells, self.stats.held_bytes = shelf.held_cells, shelf.held_bytes
-
-
-def _clamped(found: Records, wall_ms: int) -> Records:
-    """The records with no expiry further away than their class allows, whatever the clock says."""
-    records = found.copy()
-    longest = np.uint64(wall_ms) + records["ttl_s"].astype(np.uint64) * np.uint64(1000)
-    sliding = (records["ttl_s"] != 0) & (records["expires_ms"] != 0)
-    records["expires_ms"] = np.where(
-        sliding, np.minimum(records["expires_ms"], longest), records["expires_ms"]
-    )
-    return records

@@ -8,6 +8,8 @@ Does not cover: what is done then (``recovery``).
 """
 
 import argparse
+import errno
+import signal
 import struct
 import subprocess
 import sys
@@ -20,12 +22,18 @@ from kvstore.tiers.nvme.record import RECORD, TOMBSTONE
 
 WALK_S = 60.0
 _DAMAGED = 3
+_UNREAD = 4
+_SOMEBODYS = (-signal.SIGKILL, -signal.SIGTERM)
+"""How a child ends that somebody has ended: that says nothing of the catalog."""
 _COUNTS = struct.Struct("<QQQ")
 """Bytes of the identity, records, tombstones."""
 
 
 def walk(folder: Path) -> Content:
-    """``read_catalog`` in a child; raises ``CatalogDamage``, also for a child that died."""
+    """``read_catalog`` in a child; raises ``CatalogDamage``, also for a child that died of it.
+
+    Raises ``OSError`` where the catalog could not be read, and may be as whole as ever.
+    """
     command = [sys.executable, "-m", "kvstore.tiers.nvme.walk", "--folder", str(folder)]
     try:
         done = subprocess.run(
@@ -37,6 +45,10 @@ def walk(folder: Path) -> Content:
         return unpack(done.stdout)
     if done.returncode == _DAMAGED:
         raise CatalogDamage(done.stderr.decode(errors="replace").strip())
+    if done.returncode == _UNREAD:
+        raise OSError(errno.EIO, done.stderr.decode(errors="replace").strip())
+    if done.returncode in _SOMEBODYS:
+        raise OSError(errno.EINTR, "the reader of the NVMe catalog was killed")
     raise CatalogDamage(f"its reader ended with status {done.returncode}")
 
 
@@ -65,6 +77,9 @@ def main() -> int:
     except CatalogDamage as damage:
         print(damage, file=sys.stderr)
         return _DAMAGED
+    except OSError as fault:
+        print(fault, file=sys.stderr)
+        return _UNREAD
     sys.stdout.buffer.write(packed)
     return 0
 

@@ -16,6 +16,7 @@ import selectors
 import socket
 import sys
 import threading
+import traceback
 from contextlib import suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -27,7 +28,7 @@ from kvstore.fs import LinuxFileSystem
 from kvstore.table import KeyTable
 from kvstore.tiers.nvme.disk import LinuxDisk
 from kvstore.tiers.nvme.drive import GROUPED, STAGES, Drive, Stage
-from kvstore.tiers.nvme.folder import CATALOG_FOLDER, SLAB_FILE, CatalogFolder
+from kvstore.tiers.nvme.folder import CATALOG_FOLDER, CatalogFolder
 from kvstore.tiers.nvme.recovery import Recovered, Wanted, recover
 from kvstore.tiers.nvme.requests import (
     ANSWER,
@@ -36,9 +37,10 @@ from kvstore.tiers.nvme.requests import (
     OpeningKind,
     Outcome,
     Request,
-    refusal,
+    no_opening,
     unpack_request,
 )
+from kvstore.tiers.nvme.slab import SLAB_FILE
 from kvstore.transport.mapped import MappedNode
 
 THREADS = {Stage.READ: 4, Stage.WRITE: 4, Stage.COMMIT: 1, Stage.WIPE: 2, Stage.SYNC: 1}
@@ -69,6 +71,14 @@ class Worker:
         self._queues[STAGES[request.kind][0]].put(request)
 
     def _run(self, stage: Stage) -> None:
+        """The life of a thread. Without it requests would wait for ever: they fail instead."""
+        try:
+            self._work(stage)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(_BROKEN)
+
+    def _work(self, stage: Stage) -> None:
         queue = self._queues[stage]
         while True:
             group = [queue.get()]
@@ -106,12 +116,13 @@ def main() -> int:
     with socket.socket(fileno=arguments.socket) as connected:
         try:
             recovered = _recover(arguments)
-        except StateError as reason:
-            connected.sendall(refusal(str(reason)).pack())
+        except StateError as refusal:
+            connected.sendall(no_opening(OpeningKind.REFUSED, str(refusal)).pack())
             return 0
         except OSError as fault:
-            print(f"NVMe tier in {arguments.folder}: {fault}", file=sys.stderr)
-            return 2
+            reason = f"the disk refuses the NVMe tier in {arguments.folder}: {fault}"
+            connected.sendall(no_opening(OpeningKind.FAILED, reason).pack())
+            return 0
         drive = Drive(recovered.slab, recovered.catalog, _arena(arguments.arena_folder).view)
         connected.sendall(_opening(recovered).pack())
         worker = Worker(drive, connected)
@@ -161,7 +172,10 @@ def _serve(worker: Worker, connected: socket.socket, parent: int) -> None:
             for ready, _ in selector.select():
                 if ready.fileobj is not connected:
                     return
-                piece = connected.recv(_RECEIVE_BYTES)
+                try:
+                    piece = connected.recv(_RECEIVE_BYTES)
+                except ConnectionResetError:
+                    return  # the parent ended with answers unread
                 if not piece:
                     return
                 received += piece

@@ -1,6 +1,7 @@
 """The LMDB catalog: what was committed is read back, and what was altered is never believed."""
 
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -11,14 +12,16 @@ import pytest
 
 from kvstore.tiers.nvme import catalog as catalog_module
 from kvstore.tiers.nvme.catalog import (
+    DATA_FILE,
     CatalogDamage,
     CatalogFault,
     Change,
     LmdbCatalog,
     read_catalog,
 )
+from kvstore.tiers.nvme.folder import CatalogFolder
 from kvstore.tiers.nvme.identity import Identity
-from kvstore.tiers.nvme.record import RECORD, TOMBSTONE, Records
+from kvstore.tiers.nvme.record import PAGE_BYTES, RECORD, TOMBSTONE, Records
 from kvstore.tiers.nvme.walk import walk
 from tests.worlds import key_number
 
@@ -109,6 +112,100 @@ def test_a_row_under_another_key_is_damage(folder: Path) -> None:
         transaction.put(b"c" + key_number(1) + b"\1", bytes(moved))
     with pytest.raises(CatalogDamage):
         walk(folder)
+
+
+@pytest.mark.parametrize(
+    ("ends", "is_damage"),
+    [
+        ("kill -KILL $$", False),
+        ("kill -TERM $$", False),
+        ("exit 4", False),
+        ("kill -BUS $$", True),
+        ("kill -SEGV $$", True),
+        ("exit 1", True),
+    ],
+)
+def test_a_reader_that_somebody_killed_says_nothing_of_the_catalog(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, ends: str, is_damage: bool
+) -> None:
+    reader = folder / "reader"
+    reader.write_text(f"#!/bin/sh\n{ends}\n")
+    reader.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(reader))
+    with pytest.raises(CatalogDamage if is_damage else OSError):
+        walk(folder)
+
+
+def test_a_commit_that_a_full_disk_refuses_changes_nothing(folder: Path) -> None:
+    catalog = LmdbCatalog.open(folder, IDENTITY, 4096)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((folder / DATA_FILE).stat().st_size, limits[1]))
+    try:
+        with pytest.raises(CatalogFault, match=r"could not be written"):
+            catalog.commit(Change(puts=list(records_of(2000, sequence=9))))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    catalog.commit(Change(removals=list(records_of(1))))
+    catalog.close()
+    content = read_catalog(folder)
+    assert len(content.records) == CELLS - 1
+    assert set(content.records["sequence"].tolist()) == {1}
+
+
+def test_hold_a_damaged_page_that_no_reader_comes_to_stops_no_writer(folder: Path) -> None:
+    """LMDB's list of free pages: rows are read as if nothing were wrong, and commits fail."""
+    before = LmdbCatalog.open(folder, IDENTITY, 64)
+    for sequence in range(2, 6):
+        before.commit(Change(puts=list(records_of(CELLS, sequence))))
+    before.close()
+    whole, content = (folder / DATA_FILE).read_bytes(), read_catalog(folder)
+    unseen = 0
+    for page in range(2, len(whole) // PAGE_BYTES):
+        damaged = bytearray(whole)
+        damaged[page * PAGE_BYTES : (page + 1) * PAGE_BYTES] = bytes(PAGE_BYTES)
+        (folder / DATA_FILE).write_bytes(damaged)
+        try:
+            seen = walk(folder)
+        except CatalogDamage:
+            continue
+        unseen += 1
+        assert seen.records.tobytes() == content.records.tobytes()
+        change = Change(puts=list(seen.records), tombstones=list(seen.tombstones))
+        catalog = CatalogFolder(folder, 64).open(IDENTITY, change)
+        for sequence in range(6, 10):
+            catalog.commit(Change(puts=list(records_of(CELLS, sequence))))
+        catalog.close()
+        after = read_catalog(folder)
+        assert set(after.records["sequence"].tolist()) == {9}
+        assert after.tombstones.tobytes() == content.tombstones.tobytes()
+    assert unseen
+    assert [file.name for file in folder.iterdir()] == [DATA_FILE]
+
+
+READS_ON_A_FULL_DISK = """
+import sys
+from pathlib import Path
+
+def full(event, arguments):
+    path, *rest = map(str, arguments)
+    makes = event == "os.mkdir" or (event == "open" and any(c in rest[0] for c in "wax+"))
+    if makes and path.startswith(sys.argv[1]):
+        raise OSError(28, "no space left on device")
+
+from kvstore.tiers.nvme.catalog import read_catalog
+sys.addaudithook(full)
+print(len(read_catalog(Path(sys.argv[1])).records))
+"""
+
+
+def test_a_catalog_is_read_on_a_full_disk_and_leaves_nothing_there(folder: Path) -> None:
+    """A copy beside it would say "damaged" for want of room, and stay if its reader is killed."""
+    done = subprocess.run(
+        [sys.executable, "-c", READS_ON_A_FULL_DISK, str(folder)],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout.strip()) == (0, str(CELLS)), done.stderr
+    assert [file.name for file in folder.iterdir()] == [DATA_FILE]
 
 
 FLIPS = """

@@ -81,3 +81,20 @@ def test_the_disk_process_ends_at_every_step(seed: int) -> None:
         assert not world.deletes, "a delete was forgotten"
         world.check_accounting()
         world.check_all_load()
+
+
+def test_what_a_rebuild_finds_is_made_durable() -> None:
+    """A disk process that was killed had written a cell, and not yet synced it."""
+    world = NvmeWorld(1)
+    world.start()
+    world.queue.is_eager = False
+    world.store(0)
+    world.queue.work()
+    world.catalog.damage = "made to be lost"
+    world.restart(power_lost=False)
+    held = world.held()
+    assert held
+    world.disk.lose()
+    world.restart(power_lost=False)
+    world.check_all_load()
+    assert world.held() == held

@@ -1,11 +1,14 @@
 """The disk process as a real child: files, LMDB, O_DIRECT, and what its death costs."""
 
 import os
+import resource
 import select
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +17,19 @@ import pytest
 from kvstore.clock import Deadline, ManualClock, SystemClock
 from kvstore.fs import LinuxFileSystem
 from kvstore.tiers.host import HostTier
+from kvstore.tiers.nvme.catalog import Change
+from kvstore.tiers.nvme.disk import LinuxDisk, aligned_bytes
 from kvstore.tiers.nvme.disk_process import DiskProcess, DiskSettings
-from kvstore.tiers.nvme.folder import CATALOG_FOLDER, SLAB_FILE
-from kvstore.tiers.nvme.spill import Done, Phase, Result, Spill
+from kvstore.tiers.nvme.drive import Drive
+from kvstore.tiers.nvme.folder import CATALOG_FOLDER
+from kvstore.tiers.nvme.identity import Identity
+from kvstore.tiers.nvme.open_slab import PAUSE_S
+from kvstore.tiers.nvme.record import PAGE_BYTES, RECORD
+from kvstore.tiers.nvme.requests import Request, RequestKind
+from kvstore.tiers.nvme.slab import SLAB_FILE, Slab
+from kvstore.tiers.nvme.spill import Declined, Done, Phase, Result, Spill
 from kvstore.tiers.nvme.tier import RESTART_S, NvmeTier
+from kvstore.tiers.nvme.worker import Worker
 from tests.nvme_world import cell_image, write_spill
 from tests.worlds import cells_of, key_number, packed, shared_folder
 
@@ -36,14 +48,16 @@ class Node:
         self.settings = DiskSettings(disk_folder, arena_folder, node_id, 1 << 18, 4, 64)
         self.results: dict[int, Result]
         self.incarnation = 0
-        self.start()
 
     def start(self) -> None:
+        self.begin()
+        self.wait_for_phase()
+
+    def begin(self) -> None:
         self.incarnation += 1
         self.results = {}
         self.process = DiskProcess(self.settings)
         self.tier = NvmeTier(self.process, self.clock, 64, self.incarnation)
-        self.wait_for_phase()
 
     def wait_for_phase(self) -> None:
         """Until the tier is open or refused."""
@@ -53,15 +67,22 @@ class Node:
     def step(self) -> list[Done]:
         """Wait for the child to say something, then take it."""
         select.select([self.process.fileno()], [], [], 30)
-        done = self.tier.tick()
+        return self.take(self.tier.tick())
+
+    def take(self, done: list[Done]) -> list[Done]:
         self.results.update({one.ticket: one.result for one in done})
         return done
 
-    def result(self, ticket: object) -> Result:
-        assert isinstance(ticket, int), ticket
+    def waiting_for(self, ticket: int) -> Iterator[None]:
+        """Once and again, until the ticket is done."""
         deadline = Deadline.after(SystemClock(), 30)
         while ticket not in self.results:
             assert not deadline.passed(), "no answer"
+            yield
+
+    def result(self, ticket: object) -> Result:
+        assert isinstance(ticket, int), ticket
+        for _ in self.waiting_for(ticket):
             self.step()
         return self.results[ticket]
 
@@ -93,6 +114,7 @@ class Node:
 def node(tmp_path: Path) -> Iterator[Node]:
     with shared_folder() as arena_folder:
         node = Node(arena_folder, tmp_path)
+        node.start()
         yield node
         node.tier.stop()
 
@@ -138,6 +160,7 @@ def test_hold_it_ends_with_its_parent(tmp_path: Path, stopped: bool) -> None:
         "import sys; from pathlib import Path\n"
         "from tests.unit.nvme.test_nvme_process import Node\n"
         f"node = Node(Path(sys.argv[1]), Path({str(tmp_path)!r}))\n"
+        "node.start()\n"
         "print(node.process.pid, flush=True)\n"
         "sys.stdin.read()\n"
     )
@@ -166,6 +189,7 @@ def test_another_nodes_files_are_refused_and_left_alone(node: Node) -> None:
     kept = (folder / SLAB_FILE).read_bytes()
     with shared_folder() as arena_folder:
         other = Node(arena_folder, folder, "node-b")
+        other.start()
         assert other.tier.phase is Phase.REFUSED
         assert "node-a" in other.tier.reason
         assert "node-b" in other.tier.reason
@@ -195,3 +219,109 @@ def test_hold_a_catalog_that_kills_its_reader_is_rebuilt(node: Node) -> None:
     os.truncate(data, 8192)  # meta pages that name pages beyond the end: SIGBUS
     node.start()
     assert node.load(1) is Result.LOADED
+
+
+def test_a_disk_that_refuses_says_so_in_one_sentence_and_is_tried_again(
+    node: Node, tmp_path: Path
+) -> None:
+    node.store(1)
+    node.tier.stop()
+    away = tmp_path / "away"
+    slab = node.settings.folder / SLAB_FILE
+    slab.rename(away)
+    slab.mkdir()
+    node.begin()
+    while not node.tier.reason:
+        node.step()
+    assert node.tier.phase is Phase.OPENING
+    assert node.tier.reason.startswith(f"the disk refuses the NVMe tier in {tmp_path}: ")
+    assert "Is a directory" in node.tier.reason
+    slab.rmdir()
+    away.rename(slab)
+    node.clock.advance(RESTART_S[0])
+    node.tier.tick()
+    node.wait_for_phase()
+    assert node.load(1) is Result.LOADED
+
+
+@contextmanager
+def no_file_over(size_bytes: int, pid: int = 0) -> Iterator[None]:
+    """A process, and what it starts, is refused every write beyond that: as on a full disk."""
+    limits = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (size_bytes, limits[1]))
+    try:
+        yield
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize("pages", [2, 3, 4, 5])
+def test_hold_a_disk_that_is_full_for_a_while(node: Node, pages: int) -> None:
+    """It refuses the catalog too, or breaks a slot's write off in the middle, on a page."""
+    assert node.store(1) is Result.STORED
+    slots = node.tier.held_records()["offset"].tolist()
+    with no_file_over(slots[0] + pages * PAGE_BYTES, node.process.pid):
+        assert node.store(2) is Result.FAILED
+        assert node.tier.store(node.spill(3)) is Declined.CLOSED, "nothing is written for a while"
+        assert node.load(1) is Result.LOADED
+        deleted = node.tier.delete(packed([key_number(1)]))
+        assert not node.holds(1)
+    for _ in node.waiting_for(deleted):  # what was refused is asked again
+        node.clock.advance(PAUSE_S)
+        node.take(node.tier.tick())
+    assert node.result(deleted) is Result.DELETED
+    assert node.store(2) is Result.STORED
+    node.tier.stop()
+    node.start()
+    assert node.load(2) is Result.LOADED
+    assert not node.holds(1)
+    assert node.tier.stats.held_cells == 1
+
+
+def test_hold_a_disk_that_is_full_at_the_start(tmp_path: Path) -> None:
+    with shared_folder() as arena_folder:
+        node = Node(arena_folder, tmp_path)
+        with no_file_over(1 << 16):
+            node.begin()
+            while not node.tier.reason:
+                node.step()
+        assert "File too large" in node.tier.reason
+        assert node.tier.store(node.spill(1)) is Declined.CLOSED
+        node.clock.advance(RESTART_S[0])
+        node.tier.tick()
+        node.wait_for_phase()
+        assert node.store(1) is Result.STORED
+        assert node.load(1) is Result.LOADED
+        node.tier.stop()
+
+
+class BrokenCatalog:
+    """A catalog with a bug of ours."""
+
+    def commit(self, change: Change) -> None:
+        raise ZeroDivisionError
+
+    def close(self) -> None:
+        return
+
+
+def test_a_bug_in_the_disk_process_ends_it_and_hangs_nobody(tmp_path: Path) -> None:
+    """Its thread alone would be gone, and every request after it wait for ever."""
+    ours, theirs = socket.socketpair()
+    child = os.fork()
+    if not child:
+        os.close(2)
+        disk = LinuxDisk.open(tmp_path / SLAB_FILE)
+        slab = Slab(disk, Identity(bytes(16), "node-a", 1 << 18, 4))
+        worker = Worker(
+            Drive(slab, BrokenCatalog(), lambda start, size: aligned_bytes(size)), theirs
+        )
+        worker.start()
+        worker.take(Request(RequestKind.TOUCH, 1, np.zeros(1, RECORD)[0]))
+        signal.pause()
+    theirs.close()
+    with ours:
+        ended = select.select([ours], [], [], 20)[0]
+        os.kill(child, signal.SIGKILL)
+        assert ended
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
