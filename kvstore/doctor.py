@@ -26,6 +26,7 @@ import pynvml
 
 from kvstore.cluster import head, processes
 from kvstore.cluster.launch import check_platform
+from kvstore.cluster.plan import nvme_folders
 from kvstore.cluster.ray_local import TOKEN_VARIABLE
 from kvstore.config import ClusterConfig, NodeConfig
 from kvstore.embedded import FOLDER_PREFIX
@@ -35,7 +36,13 @@ from kvstore.machine import SMALL_ARENA_BYTES, default_arena_bytes, host_id
 from kvstore.node_folder import LOCK_FILE
 from kvstore.secret import read_secret
 from kvstore.state import Remains, TierFolder
+from kvstore.tiers.nvme.capacity import default_bytes_in, free_bytes_of, slab_bytes_in
+from kvstore.tiers.nvme.disk import takes_direct
 
+SMALL_DISK = (
+    "a tenth of the free disk is less than 64 MiB for each node; name another disk with "
+    "--nvme-folder, or a size with --nvme-bytes"
+)
 OPEN_FILES_MIN = 4096
 RAY_MIN = (2, 52)
 OURS = re.compile(r"samovar-(?:[a-z][a-z0-9-]*-)?([0-9a-f]{12})(?:-\d+)?")
@@ -69,6 +76,7 @@ def examine(cluster: ClusterConfig, node: NodeConfig) -> list[Finding]:
         processor(platform.machine(), Path("/proc/cpuinfo")),
         native_code(implementation()),
         shared_memory(node.shm_folder, Path("/proc/mounts")),
+        nvme(node.nvme_bytes, nvme_folders(cluster, node)),
         open_files(resource.getrlimit(resource.RLIMIT_NOFILE)[0]),
         *ports(node),
         *token_file(node.token_file),
@@ -146,6 +154,30 @@ def shared_memory(folder: Path, mounts: Path) -> Finding:
         )
         return Finding(Level.WARN, subject, text)
     return Finding(Level.OK, subject, f"{room}, an arena gets {_mebibytes(arena_bytes)}")
+
+
+def nvme(wanted_bytes: int | None, folders: list[Path]) -> Finding:
+    """The disk behind the arenas: room for every node's slab, and how bytes get there."""
+    subject, place = "nvme disk", folders[0].parent
+    if wanted_bytes == 0:
+        return Finding(Level.OK, subject, "no NVMe tier is wanted")
+    existing = next(path for path in folders[0].parents if path.is_dir())
+    try:
+        is_direct = takes_direct(existing)
+    except OSError as error:
+        text = f"cannot write to {existing} ({error.strerror}): name another with --nvme-folder"
+        return Finding(Level.FAIL, subject, text)
+    each_bytes = default_bytes_in(folders) if wanted_bytes is None else wanted_bytes
+    if not each_bytes:
+        return Finding(Level.WARN, subject, f"no NVMe tier in {place}: {SMALL_DISK}")
+    free_bytes = free_bytes_of(existing)
+    gets = f"a node's NVMe tier gets {_mebibytes(each_bytes)}"
+    room = f"{place} has {_mebibytes(free_bytes)} free, {gets}"
+    if each_bytes * len(folders) > free_bytes + sum(map(slab_bytes_in, folders)):
+        return Finding(Level.FAIL, subject, f"{room}: give a smaller one, or another --nvme-folder")
+    if not is_direct:
+        return Finding(Level.WARN, subject, f"{room}; no O_DIRECT there: buffered, with fdatasync")
+    return Finding(Level.OK, subject, f"{room}, with O_DIRECT")
 
 
 def open_files(soft_limit: int) -> Finding:

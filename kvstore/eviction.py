@@ -32,12 +32,16 @@ class TailFirstLru:
         self._stamp += 1
         return self._stamp
 
+    def go_on_after(self, stamp: int) -> None:
+        """Every later stamp is newer than this one, too."""
+        self._stamp = max(self._stamp, stamp)
+
     def touch(
         self, slots: npt.NDArray[np.uint32], depths: npt.NDArray[np.uint32], stamp: int
     ) -> None:
         """Enter slots, or move them to ``stamp``; never to an older one."""
-        self._stamp = max(self._stamp, stamp)
-        order = _orders(np.full(len(slots), stamp, np.uint64), depths)
+        self.go_on_after(stamp)
+        order = orders(np.full(len(slots), stamp, np.uint64), depths)
         if self._queue and len(order) and int(order.min()) <= self._queue[-1][1]:
             self._queue = []  # what was entered is older than what is queued
         current = self._order[slots]
@@ -50,9 +54,9 @@ class TailFirstLru:
         stamps: npt.NDArray[np.uint64],
     ) -> None:
         """Take over slots with the stamps that they had in an earlier life."""
-        self._stamp = max(self._stamp, int(stamps.max(initial=0)))
+        self.go_on_after(int(stamps.max(initial=0)))
         self._queue = []  # what is entered may be older than what is queued
-        self._order[slots] = _orders(stamps, depths)
+        self._order[slots] = orders(stamps, depths)
 
     def metadata_bytes(self) -> int:
         """Memory that the policy uses."""
@@ -69,6 +73,7 @@ class TailFirstLru:
         order there is. A slot of the queue that was touched or removed since is passed over.
         """
         batch = BATCH_SLOTS
+        self._queue = self._queue[self._passed_over() :]
         while True:
             complete = not self._queue  # one that was queued earlier misses what came since
             if complete:
@@ -84,6 +89,21 @@ class TailFirstLru:
                 return  # every slot was offered, none was taken
             batch = 2 * batch if passed_over == len(queue) else BATCH_SLOTS
 
+    def _passed_over(self) -> int:
+        """How many at the queue's front were taken or used: no call must look at them again."""
+        stale = (i for i, (slot, order) in enumerate(self._queue) if self._order[slot] == order)
+        return next(stale, len(self._queue))
+
+    def heads_first(self, count: int) -> npt.NDArray[np.uint32]:
+        """The ``count`` oldest slots (fewer if fewer are held), of equal stamps the shallowest
+        first: in this order a prompt is saved from eviction without leaving a hole."""
+        order = self._order ^ np.uint64(_DEPTH_MAX)
+        last = min(count, len(order)) - 1
+        oldest = np.argpartition(order, last)[: last + 1]
+        held = oldest[self._order[oldest] != _ABSENT]
+        named: npt.NDArray[np.uint32] = held[np.argsort(order[held])].astype(np.uint32)
+        return named
+
     def _oldest(self, count: int) -> list[tuple[int, int]]:
         """The ``count`` oldest slots (fewer if fewer are held), oldest first, with their orders."""
         last = min(count, len(self._order)) - 1
@@ -93,7 +113,7 @@ class TailFirstLru:
         return list(zip(named.tolist(), self._order[named].tolist(), strict=True))
 
 
-def _orders(
+def orders(
     stamps: npt.NDArray[np.uint64], depths: npt.NDArray[np.uint32]
 ) -> npt.NDArray[np.uint64]:
     """What slots are sorted by: the stamp, then the depth, deepest first."""

@@ -5,6 +5,7 @@
       tier.json    what the tier consists of: processes, ports, folders (`TierRecord`)
       token        secret of the tier's own Ray
       map.json     the coordinator's last map: its epoch never goes back
+      disks.json   folders elsewhere in which its nodes have had their NVMe tiers
       nodes/<i>/   each storage node's own folder
       logs/        rotated logs
 
@@ -59,7 +60,7 @@ class Remains:
 
 @dataclass(frozen=True, slots=True)
 class TierRecord:
-    """What a tier consists of. `ray_port` is 0 while nothing runs."""
+    """What a tier consists of. `ray_port` is 0 while nothing runs, `nvme_bytes` without a disk."""
 
     name: str
     nodes: int
@@ -68,6 +69,7 @@ class TierRecord:
     ray_folder: str
     arena_folders: tuple[str, ...]
     remains: Remains
+    nvme_bytes: int = 0
 
 
 class TierFolder:
@@ -79,6 +81,7 @@ class TierFolder:
         self.log_folder = path / "logs"
         self._record_file = path / "tier.json"
         self._map_file = path / "map.json"
+        self._disks_file = path / "disks.json"
 
     @classmethod
     def of(cls, state_folder: Path, name: str) -> "TierFolder":
@@ -133,6 +136,7 @@ class TierFolder:
                 ray_folder=str(content["ray_folder"]),
                 arena_folders=tuple(str(folder) for folder in content["arena_folders"]),
                 remains=_remains(content["remains"]),
+                nvme_bytes=int(content.get("nvme_bytes", 0)),
             )
         except (KeyError, TypeError, ValueError):
             raise self._damaged() from None
@@ -181,6 +185,23 @@ class TierFolder:
             "tier_id": cluster_map.tier_id,
         }
         replace_file(self._map_file, json.dumps(common | {"nodes": nodes}, indent=1))
+
+    def note_disk(self, folder: Path) -> None:
+        """Remember where else the tier has files; they outlive the record, as `forget` says."""
+        folders = self.disks()
+        if folder not in folders:
+            replace_file(self._disks_file, json.dumps([str(each) for each in (*folders, folder)]))
+
+    def disks(self) -> tuple[Path, ...]:
+        """Every folder that was noted, of whichever life of the tier."""
+        try:
+            return tuple(Path(str(each)) for each in json.loads(self._disks_file.read_text()))
+        except FileNotFoundError:
+            return ()
+        except (TypeError, ValueError):
+            raise StateError(
+                f"{self._disks_file} is damaged: remove it, and what the tier has on other disks"
+            ) from None
 
     def forget(self) -> None:
         """Drop the record once nothing of the tier is left; numbers that must grow stay."""

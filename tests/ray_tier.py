@@ -76,7 +76,7 @@ class RayTier:
 
 
 @contextmanager
-def ray_tier(folder: Path) -> Iterator[RayTier]:
+def ray_tier(folder: Path, nvme_bytes: int = 0) -> Iterator[RayTier]:
     """Bring a tier up, and take it down whatever happened."""
     environment: dict[str, str] = {}
     flags = {
@@ -85,7 +85,7 @@ def ray_tier(folder: Path) -> Iterator[RayTier]:
         "block_tokens": BLOCK_TOKENS,
         "state_folder": folder,
     }
-    node_flags = {"state_folder": folder, "arena_bytes": ARENA_BYTES}
+    node_flags = {"state_folder": folder, "arena_bytes": ARENA_BYTES, "nvme_bytes": nvme_bytes}
     tier = LocalTier(
         resolve(ClusterConfig, flags, environment, None),
         resolve(NodeConfig, node_flags, environment, None),

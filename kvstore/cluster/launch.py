@@ -25,7 +25,7 @@ from pathlib import Path
 from kvstore.clock import Clock, Deadline
 from kvstore.cluster import head, processes, ray_local
 from kvstore.cluster.children import bootstrap, run_all
-from kvstore.cluster.plan import StoragePlan, TierPlan, node_resource
+from kvstore.cluster.plan import StoragePlan, TierPlan, node_resource, nvme_folders
 from kvstore.cluster_map import ClusterMap
 from kvstore.config import ClusterConfig, NodeConfig
 from kvstore.errors import UsageError
@@ -34,6 +34,12 @@ from kvstore.machine import default_arena_bytes, host_id
 from kvstore.secret import read_secret
 from kvstore.server import NodePlace
 from kvstore.state import FOLDER_MODE, TOKEN_BYTES, Remains, TierFolder, TierRecord
+from kvstore.tiers.nvme.capacity import (
+    default_bytes_in,
+    extents_for,
+    free_bytes_of,
+    slab_bytes_in,
+)
 
 log = logging.getLogger(__name__)
 
@@ -98,6 +104,8 @@ class LocalTier:
                 self._clear(former.remains, keep=former.arena_folders)
             record = self._planned(former)
             self.folder.write(record)
+            if record.nvme_bytes and self._node.nvme_folder is not None:
+                self.folder.note_disk(self._node.nvme_folder)
             try:
                 record = self._start(record)
                 log.info("up: %d nodes", record.nodes)
@@ -125,14 +133,14 @@ class LocalTier:
             log.info("down: %d processes, %d folders", ended.processes, ended.folders)
             self.folder.forget()
             if purge:
+                for disk in self.folder.disks():
+                    self._purge_disk(disk)
                 self.folder.purge()
-                self._purge_disks()
             return ended
 
-    def _purge_disks(self) -> None:
+    def _purge_disk(self, folder: Path) -> None:
         """Remove what nodes of this name have on another disk than that of the state folder."""
-        folder = self._node.nvme_folder
-        for path in folder.glob(f"{self._cluster.name}-*") if folder is not None else ():
+        for path in folder.glob(f"{self._cluster.name}-*"):
             if path.name.removeprefix(f"{self._cluster.name}-").isdecimal():
                 shutil.rmtree(path, ignore_errors=True)
 
@@ -185,6 +193,8 @@ class LocalTier:
     def _check_nodes(self) -> None:
         """What would fail only in the nodes' own processes, where nobody sees it."""
         read_secret(self._node.token_file)
+        if self._node.nvme_bytes:
+            extents_for(self._node.nvme_bytes)
         if self._cluster.nodes > 1 and (self._node.control_port or self._node.bulk_port):
             raise UsageError("nodes of one machine cannot share a port: leave ports out, or 0")
 
@@ -195,11 +205,13 @@ class LocalTier:
         # What nobody asked for now is as it was asked for then.
         asked = self._cluster.model_dump(include=self._cluster.model_fields_set & running.keys())
         wanted_bytes = self._node.arena_bytes or record.arena_bytes
-        if wanted_bytes != record.arena_bytes or running | asked != running:
+        disk_bytes = self._node.nvme_bytes
+        same_sizes = wanted_bytes == record.arena_bytes and disk_bytes in (None, record.nvme_bytes)
+        if not same_sizes or running | asked != running:
             raise UsageError(
-                f"tier {record.name} runs with {record.nodes} nodes of {record.arena_bytes} bytes "
-                f"and blocks of {block_tokens} tokens: end it with `samovar down` first, or choose "
-                "another --name"
+                f"tier {record.name} runs with {record.nodes} nodes of {record.arena_bytes} bytes, "
+                f"and {record.nvme_bytes} bytes of disk each, and blocks of {block_tokens} tokens: "
+                "end it with `samovar down` first, or choose another --name"
             )
 
     def _planned(self, former: TierRecord | None) -> TierRecord:
@@ -224,6 +236,7 @@ class LocalTier:
             ray_folder=str(ray_folder),
             arena_folders=arenas,
             remains=Remains(tier_id, host_id(), (str(ray_folder), *arenas), ()),
+            nvme_bytes=self._nvme_bytes(),
         )
 
     def _arena_bytes(self, arenas: tuple[str, ...]) -> int:
@@ -238,6 +251,21 @@ class LocalTier:
             raise UsageError(
                 f"{count} arenas of {size_bytes} bytes do not fit into {self._node.shm_folder}, "
                 f"which has {free_bytes} bytes free: give a smaller --arena-bytes"
+            )
+        return int(size_bytes)
+
+    def _nvme_bytes(self) -> int:
+        """Size of each node's NVMe tier, 0 for none; raises UsageError where they do not fit."""
+        folders = nvme_folders(self._cluster, self._node)
+        size_bytes = self._node.nvme_bytes
+        if size_bytes is None:
+            return default_bytes_in(folders)
+        free_bytes = free_bytes_of(folders[0]) + sum(map(slab_bytes_in, folders))
+        if size_bytes * len(folders) > free_bytes:
+            raise UsageError(
+                f"{len(folders)} NVMe tiers of {size_bytes} bytes do not fit onto the disk of "
+                f"{folders[0].parent}, which has {free_bytes} bytes free: give a smaller "
+                "--nvme-bytes, or another --nvme-folder"
             )
         return int(size_bytes)
 
@@ -290,6 +318,7 @@ class LocalTier:
                 config=self._node.model_copy(
                     update={
                         "arena_bytes": record.arena_bytes,
+                        "nvme_bytes": record.nvme_bytes,
                         "host_id": self._node.host_id or f"{host_id()}:{record.name}:{index}",
                     }
                 ),

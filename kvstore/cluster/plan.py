@@ -7,8 +7,8 @@ cover: what is (`kvstore.cluster_map`, `kvstore.state`).
 from dataclasses import dataclass
 from pathlib import Path
 
-from kvstore.config import NodeConfig
-from kvstore.server import NodePlace
+from kvstore.config import ClusterConfig, NodeConfig
+from kvstore.server import NodePlace, nvme_folder_of
 from kvstore.state import TierFolder
 
 RAY_NAMESPACE = "samovar"
@@ -33,6 +33,15 @@ class TierPlan:
     storage: tuple[StoragePlan, ...]
     block_tokens: int
     log_level: str
+
+
+def nvme_folders(cluster: ClusterConfig, node: NodeConfig) -> list[Path]:
+    """Where each node of a tier has its NVMe tier, if it has one."""
+    folder = TierFolder.of(cluster.state_folder, cluster.name)
+    return [
+        nvme_folder_of(node, folder.node_folder(index), f"{cluster.name}-{index}")
+        for index in range(cluster.nodes)
+    ]
 
 
 def node_resource(index: int) -> str:

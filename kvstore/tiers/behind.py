@@ -7,6 +7,7 @@ Does not cover: either tier, sessions and leases (``kvstore.node``).
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -14,15 +15,22 @@ import numpy.typing as npt
 from kvstore.changes import Changes
 from kvstore.clock import Clock
 from kvstore.key import KEY_BYTES, Keys
-from kvstore.table import Cells, Slots
+from kvstore.table import Cells, Found, Slots
 from kvstore.tiers.host import HostTier
 from kvstore.tiers.nvme.disk_queue import Event
 from kvstore.tiers.nvme.requests import Request
-from kvstore.tiers.nvme.spill import Done, NvmeStats, Phase
+from kvstore.tiers.nvme.spill import Done, NvmeStats, Phase, Result
 from kvstore.tiers.nvme.tier import NvmeTier
 from kvstore.tiers.promotion import Promotion, Promotions
 from kvstore.tiers.union import Name, joined
 from kvstore.tiers.write_behind import WriteBehind
+
+
+@dataclass(slots=True, eq=False)
+class Erasure:
+    """Blocks that are being wiped from the disk, so that no crash brings them back."""
+
+    is_done: bool = False
 
 
 class Behind:
@@ -35,12 +43,17 @@ class Behind:
         self._nvme = nvme
         self._writes = WriteBehind(host, nvme, clock, daily_bytes)
         self._promotions = Promotions(host, nvme)
+        self.cells_max = nvme.cells_max
+        host.lie_above(self._writes)
+        self._erasures: dict[int, Erasure] = {}
+        """By ticket."""
 
     @classmethod
     def nothing(cls, host: HostTier, clock: Clock) -> "Behind":
         """No NVMe tier: one that never opens."""
         behind = cls(host, NvmeTier(NoDisk(), clock, 1, 0), clock)
         behind.has_disk = False
+        host.lie_above(None)
         return behind
 
     @property
@@ -53,20 +66,39 @@ class Behind:
         """Grows when what is on the disk was replaced as a whole."""
         return self._nvme.epoch
 
+    def seal(self, sealed: bool) -> None:
+        """Let nobody find what is on the disk for now, or again."""
+        self._nvme.is_sealed = sealed
+
+    def locate(self, keys: Keys, cells: Cells) -> Found:
+        """What is on the disk, expired or not, sealed or not, as ``NvmeTier.find`` says it."""
+        return self._nvme.locate(keys, cells)
+
     def find(self, keys: Keys, cells: Cells) -> npt.NDArray[np.bool_]:
         """Which cells are on the disk, and have not expired."""
         return self._nvme.find(keys, cells).held
 
-    def touch(self, keys: Keys, cells: Cells, ttl_s: int | None = None) -> npt.NDArray[np.bool_]:
+    def touch(
+        self, keys: Keys, cells: Cells, stamp: int, ttl_s: int | None = None
+    ) -> npt.NDArray[np.bool_]:
         """Slide what is on the disk, as ``HostTier.touch`` does; which of the cells are there."""
         found = self._nvme.find(keys, cells)
         if found.held.any():
-            self._nvme.touch(found.slots[found.held], self._nvme.next_stamp(), ttl_s)
+            self._nvme.touch(found.slots[found.held], stamp, ttl_s)
         return found.held
 
     def want(self, slots: Slots) -> None:
         """Cells of the host tier were used again that are not on the disk."""
-        self._writes.want(slots)
+        if self.has_disk:
+            self._writes.want(slots)
+
+    def keep_ahead(self) -> None:
+        """A put takes room in the arena: what leaves next is to be on the disk before."""
+        self._writes.step()
+
+    def are_held(self, numbers: Slots) -> npt.NDArray[np.bool_]:
+        """Of which records that ``locate`` has named the cells are on the disk still."""
+        return self._nvme.are_held(numbers)
 
     def drop(self, keys: Keys) -> None:
         """What the arena had of a block was damaged: so may be what was written of it.
@@ -75,6 +107,20 @@ class Behind:
         """
         if self._nvme.phase is Phase.OPEN:
             self._nvme.delete(keys)
+
+    @property
+    def disk(self) -> NvmeTier | None:
+        """The NVMe tier while it is open."""
+        return self._nvme if self._nvme.phase is Phase.OPEN else None
+
+    def erase(self, keys: Keys) -> Erasure:
+        """Let blocks be on the disk no more, from now on; done when that is for good.
+
+        A disk that is away just now does it when it is back.
+        """
+        if not self.has_disk or not len(keys):
+            return Erasure(is_done=True)
+        return self._erasures.setdefault(self._nvme.delete(keys), Erasure())
 
     def begin(self, keys: Keys, cells: Cells) -> Promotion:
         """Bring cells up into the host tier, and keep them there until ``end``."""
@@ -128,7 +174,9 @@ class Behind:
 
     def _take(self, done: Sequence[Done]) -> None:
         for one in done:
-            if not self._writes.take(one):
+            if one.result is Result.DELETED and one.ticket in self._erasures:
+                self._erasures.pop(one.ticket).is_done = True
+            elif not self._writes.take(one):
                 self._promotions.take(one)
         if done:
             self._writes.step()

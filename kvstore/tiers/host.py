@@ -10,26 +10,17 @@ be stored is refused with a reason; what was held before is still held then. Wha
 of the slots is said in ``kvstore.tiers.adoption``.
 """
 
-import logging
-from array import array
-from collections import deque
 from collections.abc import Sequence
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from kvstore.arena import ARENA_FILE, Arena
-from kvstore.block import HEADER_BYTES, FormatFault, parse_header
 from kvstore.clock import Clock
-from kvstore.errors import StateError
-from kvstore.eviction import TailFirstLru
 from kvstore.fs import FileSystem
-from kvstore.key import Keys
+from kvstore.key import KEY_BYTES, Keys
 from kvstore.table import (
-    GENERATION_COUNTER_BITS,
-    NO_ENTRY,
     TABLE_FILE,
     Cells,
     Found,
@@ -38,16 +29,17 @@ from kvstore.table import (
     SlotState,
 )
 from kvstore.tiers.adoption import take_over
-from kvstore.tiers.inspection import is_whole
-from kvstore.tiers.life import slide
+from kvstore.tiers.checks import Checks
+from kvstore.tiers.departures import Below, Departures
+from kvstore.tiers.inspection import is_announced, is_whole
+from kvstore.tiers.life import clamp, slide
+from kvstore.tiers.offer import Offer, Reserved
+from kvstore.tiers.reservations import Reservations
 from kvstore.tiers.space import Space
 from kvstore.tiers.stats import HostStats
 from kvstore.tiers.tier import CellChange, Commitment, NewCell, Refusal
+from kvstore.tiers.vacancy import Vacancy
 
-log = logging.getLogger(__name__)
-
-QUARANTINE_S = 0.2
-"""How long a freed slot rests, unless its memory is needed: saves late readers a wasted copy."""
 RETIRED_SWEEP_S = 60.0
 
 
@@ -61,17 +53,17 @@ class HostTier:
         self.arena = arena
         self.incarnation = incarnation
         self.stats = HostStats(capacity_bytes=int(table.header["capacity_bytes"]))
+        self.checks = Checks(len(table.slots), clock)
         self._page_bytes = fs.page_bytes
         self._clock = clock
         self._space = Space(arena, table)
-        self._policy = TailFirstLru(len(table.slots))
-        self._pins = np.zeros(len(table.slots), np.uint32)
-        self._unused = array("I", range(len(table.slots) - 1, -1, -1))
-        self._writing: dict[tuple[bytes, int], int] = {}
-        self._reserved_keys: dict[int, bytes] = {}
-        self._quarantine: deque[tuple[float, int]] = deque()
+        self._policy = Departures(table.slots)
+        self._pins = self._policy.pins
+        self._vacancy = Vacancy(table, self._space, clock, incarnation)
+        self._reservations = Reservations()
+        self._withdrawn: set[int] = set()
+        """Deleted, and pinned still."""
         self._changes: list[CellChange] = []
-        self._counter = 0
         self._swept_s = clock.monotonic_s()
         table.header["incarnation"] = incarnation
 
@@ -110,10 +102,11 @@ class HostTier:
         tier = cls(fs, clock, left.arena, left.table, incarnation)
         records = left.table.slots
         tier._space.take_over(left.free, tier._extents(left.unfinished))
-        records["state"][left.unfinished] = SlotState.UNUSED
+        for slot in left.unfinished.tolist():
+            tier._vacancy.add(slot)
         tier._policy.enter(left.held, records["depth"][left.held], records["stamp"][left.held])
-        unused = np.flatnonzero(records["state"] == SlotState.UNUSED)[::-1]
-        tier._unused = array("I", unused.tolist())
+        tier.checks.note(left.held)
+        clamp(records, left.held, clock.wall_ms())
         tier.stats.held_cells = tier.stats.adopted = len(left.held)
         tier.stats.held_bytes = int(records["size_bytes"][left.held].sum())
         tier.stats.retired_bytes = tier._space.retired_bytes
@@ -126,8 +119,8 @@ class HostTier:
         return found
 
     def find_for_writing(self, keys: Keys, cells: Cells) -> Found:
-        """``find``, but expired cells that stand in the way of new ones are dropped."""
-        found = self.table.find(keys, cells)
+        """What is held, also of a sealed table; the expired is dropped: it would be in the way."""
+        found = self.table.find_sealed(keys, cells)
         expired = found.held & self.table.expired(found.slots, self._clock.wall_ms())
         for slot in dict.fromkeys(found.slots[expired].tolist()):
             if not self._pins[slot]:
@@ -137,8 +130,12 @@ class HostTier:
         return found
 
     def next_stamp(self) -> int:
-        """One stamp for one operation on one prompt."""
+        """One stamp for one operation on one prompt, in this tier and in the one below."""
         return self._policy.next_stamp()
+
+    def go_on_after(self, stamp: int) -> None:
+        """Every later stamp is newer than this one, too."""
+        self._policy.go_on_after(stamp)
 
     def touch(self, slots: Slots, stamp: int, ttl_s: int | None = None) -> None:
         """Move held cells to ``stamp`` and slide their expiry; never shortens a life.
@@ -151,86 +148,96 @@ class HostTier:
 
     def is_writing(self, key: bytes, cell: int) -> bool:
         """Whether somebody has this cell reserved."""
-        return (key, cell) in self._writing
+        return (key, cell) in self._reservations
 
     def reserve(self, new: NewCell, stamp: int) -> int | Refusal:
-        """Give a cell that is neither held nor being written a slot; evicts to make room."""
-        size = -(-(HEADER_BYTES + new.length) // self._page_bytes) * self._page_bytes
-        if size > self.stats.capacity_bytes:
-            return Refusal.TOO_LARGE
-        offset = self._allocate(size)
-        if isinstance(offset, Refusal):
-            return offset
-        slot = self._unused.pop()
-        record = self.table.slots[slot]
-        record["generation"] = self._next_generation()
-        record["offset"] = offset
-        record["size_bytes"] = size
-        record["length"] = new.length
-        record["entry"] = NO_ENTRY
-        record["cell"] = new.cell
-        record["tokens"] = new.tokens
-        record["depth"] = new.depth
-        record["span"] = new.span
-        record["stamp"] = stamp
-        record["ttl_s"] = new.ttl_s
-        record["expires_ms"] = self._clock.wall_ms() + new.ttl_s * 1000 if new.ttl_s else 0
-        record["state"] = SlotState.RESERVED
-        self._writing[new.key, new.cell] = slot
-        self._reserved_keys[slot] = new.key
-        self.stats.reserved_cells += 1
-        return slot
+        """``reserve_all`` for one cell."""
+        reserved = self.reserve_all(Offer.of(new, stamp))
+        return Refusal(int(reserved.refusals[0])) or int(reserved.slots[0])
+
+    def reserve_all(self, offer: Offer) -> Reserved:
+        """Give cells that are neither held nor being written slots; evicts to make room."""
+        records, refusals = self.table.slots, np.zeros(len(offer.cells), np.uint8)
+        offsets, sizes = records["offset"], records["size_bytes"]
+        slots = np.zeros(len(offer.cells), np.uint32)
+        wanted = offer.size_bytes(self._page_bytes).tolist()
+        for row, (name, size) in enumerate(zip(offer.names(), wanted, strict=True)):
+            fits = size <= self.stats.capacity_bytes
+            offset = self._allocate(size) if fits else Refusal.TOO_LARGE
+            if isinstance(offset, Refusal):
+                refusals[row] = offset
+                continue
+            slots[row] = slot = self._vacancy.take()
+            offsets[slot], sizes[slot] = offset, size
+            self._reservations.begin(*name, slot)
+        rows = np.flatnonzero(refusals == Refusal.NONE)
+        taken = slots[rows]
+        records[taken] = offer.rows(rows).records(
+            records[taken], self._vacancy.next_generations(len(rows)), self._clock.wall_ms()
+        )
+        self.stats.reserved_cells += len(rows)
+        return Reserved(slots, refusals)
 
     def commit(self, slot: int, header_digest: int) -> Commitment:
-        """Make a reserved slot visible if it holds the cell that was announced.
+        """``commit_all`` for one slot."""
+        return self.commit_all([slot], [header_digest])[0]
 
-        Unless it is STORED, the slot is free again, because its writer has said that it is done.
+    def commit_all(self, slots: Sequence[int], header_digests: Sequence[int]) -> list[Commitment]:
+        """Make reserved slots visible if they hold the cells that were announced.
+
+        Unless it is STORED, a slot is free again, because its writer has said that it is done.
         """
-        key = self._end_reservation(slot)
-        record = self.table.slots[slot]
-        header = parse_header(self._header_page(slot), header_digest)
-        agreed = not isinstance(header, FormatFault) and (
-            (header.key, header.cell, header.tokens, header.payload_bytes)
-            == (key, int(record["cell"]), int(record["tokens"]), int(record["length"]))
-        )
-        if not agreed or not self._publish(key, slot, header_digest):
-            self._free(slot)
-            self.stats.aborted += 1
-            return Commitment.NO_ROOM if agreed else Commitment.DAMAGED
-        one = np.array([slot], np.uint32)
-        self._policy.touch(one, record["depth"].reshape(1), int(record["stamp"]))
-        self.stats.held_cells += 1
-        self.stats.held_bytes += int(record["size_bytes"])
-        self.stats.stored += 1
-        self._changes.append(CellChange(key, int(record["cell"]), int(record["span"]), added=True))
-        return Commitment.STORED
+        ends = [self._end(*one) for one in zip(slots, header_digests, strict=True)]
+        rows = [row for row, end in enumerate(ends) if isinstance(end, bytes)]
+        keys = np.frombuffer(b"".join(end for end in ends if isinstance(end, bytes)), np.uint8)
+        whole = np.array([slots[row] for row in rows], np.uint32)
+        digests = np.array([header_digests[row] for row in rows], np.uint64)
+        keys = keys.reshape(-1, KEY_BYTES)
+        inserted = self.table.insert_all(keys, whole, digests)
+        self._stored(keys[inserted], whole[inserted])
+        for at in np.flatnonzero(~inserted).tolist():
+            inserted[at] = self._displace(keys[at : at + 1], whole[at : at + 1], digests[at])
+        outcomes = [Commitment.NO_ROOM if isinstance(end, bytes) else end for end in ends]
+        for row, is_stored in zip(rows, inserted.tolist(), strict=True):
+            if is_stored:
+                outcomes[row] = Commitment.STORED
+            else:
+                self._vacancy.rest(slots[row])
+                self.stats.aborted += 1
+        return outcomes
 
     def abort(self, slot: int) -> None:
         """The writer itself says that it will not write any more: the slot is free."""
         self._end_reservation(slot)
-        self._free(slot)
+        self._vacancy.rest(slot)
         self.stats.aborted += 1
 
     def retire(self, slot: int) -> None:
         """The writer may still write: its offsets are never used again."""
         self._end_reservation(slot)
         record = self.table.slots[slot]
-        record["generation"] = self._next_generation()
+        record["generation"] = self._vacancy.next_generation()
         self._space.retire(int(record["offset"]), int(record["size_bytes"]))
-        record["state"] = SlotState.UNUSED
-        self._unused.append(slot)
+        self._vacancy.add(slot)
         self.stats.retired += 1
         self.stats.retired_bytes = self._space.retired_bytes
 
-    @property
-    def free_bytes(self) -> int:
-        """What could be handed out without evicting anything."""
-        return self._space.free_bytes
+    def lie_above(self, below: Below | None) -> None:
+        """What leaves this tier is in another one, if it has come there in time."""
+        self._policy.below = below
 
-    def next_victims(self, count: int) -> list[int]:
-        """Some of the held cells, those first that would be evicted first."""
-        seen = islice(self._policy.victims(), count)
-        return [slot for slot in dict.fromkeys(seen) if not self._pins[slot]]
+    @property
+    def spare_bytes(self) -> int:
+        """What could be handed out without losing anything: free, or on the disk as well."""
+        return self._space.free_bytes + self._policy.expendable_bytes
+
+    def next_to_leave(self, count: int) -> Slots:
+        """Among the ``count`` oldest those that nobody needs, and that are not expendable yet."""
+        return self._policy.next_to_leave(count)
+
+    def expend(self, slots: Slots) -> None:
+        """Held cells are on the disk too: while nobody uses them, they leave before others do."""
+        self._policy.expend(slots)
 
     def pin(self, slots: Sequence[int]) -> None:
         """Keep cells from being evicted; counted."""
@@ -242,10 +249,35 @@ class HostTier:
         for slot in slots:
             assert self._pins[slot] > 0, "unpinned more often than pinned"
             self._pins[slot] -= 1
+            if slot in self._withdrawn and not self._pins[slot]:
+                self._withdrawn.remove(slot)
+                self._vacancy.rest(slot)
 
     def evict(self, slot: int) -> None:
         """Drop a held, unpinned cell."""
         assert self._pins[slot] == 0, "evicted while pinned"
+        self._withdraw(slot)
+        self._vacancy.rest(slot)
+
+    def delete(self, keys: Keys) -> None:
+        """Let blocks be found no more, at once, nor what is being written of them ever.
+
+        Memory that somebody uses is free when he is done with it.
+        """
+        for slot in self.table.slots_of(keys).tolist():
+            self.stats.deleted += 1
+            if not self._pins[slot]:
+                self.evict(slot)
+                continue
+            self._withdraw(slot)
+            record = self.table.slots[slot]
+            record["generation"] = self._vacancy.next_generation()
+            record["state"] = SlotState.QUARANTINED
+            self._withdrawn.add(slot)
+        self._reservations.doom({key.tobytes() for key in keys})
+
+    def _withdraw(self, slot: int) -> None:
+        """A held cell is found no more."""
         record = self.table.slots[slot]
         key = self.table.key_of(slot)
         self._changes.append(CellChange(key, int(record["cell"]), int(record["span"]), added=False))
@@ -253,7 +285,6 @@ class HostTier:
         self._policy.remove(slot)
         self.stats.held_cells -= 1
         self.stats.held_bytes -= int(record["size_bytes"])
-        self._free(slot)
 
     def discard(self, slot: int, leaf_bytes: Sequence[int]) -> bool:
         """Drop a held cell that is damaged; one that is whole, or pinned, stays."""
@@ -265,9 +296,8 @@ class HostTier:
 
     def tick(self) -> None:
         """Let rested slots be used again, and take back memory behind retired offsets."""
+        self._vacancy.tick()
         now_s = self._clock.monotonic_s()
-        while self._quarantine and self._quarantine[0][0] <= now_s:
-            self._release_oldest()
         if now_s - self._swept_s >= RETIRED_SWEEP_S:
             self._swept_s = now_s
             self._space.sweep()
@@ -285,35 +315,30 @@ class HostTier:
         """Memory for bookkeeping, payload and headers not counted."""
         table = self.table
         return (
-            table.nbytes
-            + int(self._pins.nbytes)
-            + (self._policy.metadata_bytes() + self._unused.itemsize * len(self._unused))
+            table.nbytes + self._policy.metadata_bytes() + self._vacancy.nbytes + self.checks.nbytes
         )
 
     def _allocate(self, size: int) -> int | Refusal:
         """A range of ``size`` bytes and a free slot record, evicting what it takes, or nothing."""
-        while self._quarantine and (not self._unused or not self._space.has_room(size)):
-            self._release_oldest()
-        if self._unused and (offset := self._space.allocate(size)) is not None:
+        if (offset := self._vacancy.allocate(size)) is not None:
             return offset
         makes_room = False
-        for slot in self._policy.victims():
-            if self._pins[slot]:
-                continue
+        for slot in self._policy.unpinned():
             makes_room = makes_room or int(self.table.slots[slot]["size_bytes"]) >= size
             if not makes_room and self._space.longest_stretch(self._in_use()) < size:
                 break
             makes_room = True
             self._count_eviction(slot)
             self.evict(slot)
-            self._release_all()
-            if (offset := self._space.allocate(size)) is not None:
+            if (offset := self._vacancy.allocate(size)) is not None:
                 return offset
         return Refusal.SHRUNK if self._space.longest_stretch(()) < size else Refusal.NO_ROOM
 
     def _in_use(self) -> list[tuple[int, int]]:
         """Start and length of what can't be evicted now."""
-        return self._extents(np.array([*self._reserved_keys, *np.flatnonzero(self._pins)], np.intp))
+        return self._extents(
+            np.array([*self._reservations.slots(), *np.flatnonzero(self._pins)], np.intp)
+        )
 
     def _extents(self, slots: npt.NDArray[np.integer]) -> list[tuple[int, int]]:
         """Start and length of each slot's range."""
@@ -326,66 +351,49 @@ class HostTier:
             self.stats.expired += 1
         else:
             self.stats.evicted += 1
+            has_disk = self._policy.below is not None
+            self.stats.dropped_unspilled += has_disk and not self._policy.is_below(slot)
 
-    def _publish(self, key: bytes, slot: int, header_digest: int) -> bool:
-        if self.table.insert(key, slot, header_digest):
-            return True
-        cell = int(self.table.slots[slot]["cell"])
-        for rival in sorted(self.table.rivals(key, cell), key=self._age):
+    def _end(self, slot: int, header_digest: int) -> bytes | Commitment:
+        """A writer is done; the key of what it wrote, or why it is nothing and the slot rests."""
+        key = self._end_reservation(slot)
+        if not key:
+            self._vacancy.rest(slot)
+            return Commitment.DELETED
+        if is_announced(self.arena, self.table, slot, key, header_digest):
+            return key
+        self._vacancy.rest(slot)
+        self.stats.aborted += 1
+        return Commitment.DAMAGED
+
+    def _stored(self, keys: Keys, slots: Slots) -> None:
+        """Cells are held from now on."""
+        records = self.table.slots[slots]
+        for stamp in np.unique(records["stamp"]).tolist():
+            same = records["stamp"] == stamp
+            self._policy.touch(slots[same], records["depth"][same], stamp)
+        self.stats.held_cells += len(slots)
+        self.stats.held_bytes += int(records["size_bytes"].sum())
+        self.stats.stored += len(slots)
+        self.checks.note(slots)
+        for key, cell, span in zip(keys, records["cell"], records["span"], strict=True):
+            self._changes.append(CellChange(key.tobytes(), int(cell), int(span), added=True))
+
+    def _displace(self, key: Keys, slot: Slots, header_digest: np.uint64) -> bool:
+        """Make a cell visible where all entries are taken, in the place of the oldest."""
+        rivals = self.table.rivals(key.tobytes(), int(self.table.slots[slot[0]]["cell"]))
+        for rival in sorted(rivals, key=self._age):
             if not self._pins[rival]:
                 self._count_eviction(rival)
                 self.evict(rival)
-                return self.table.insert(key, slot, header_digest)
+                self.table.insert_all(key, slot, np.array([header_digest], np.uint64))
+                self._stored(key, slot)
+                return True
         return False
 
     def _age(self, slot: int) -> int:
         return int(self.table.slots[slot]["stamp"])
 
     def _end_reservation(self, slot: int) -> bytes:
-        key = self._reserved_keys.pop(slot)
-        del self._writing[key, int(self.table.slots[slot]["cell"])]
         self.stats.reserved_cells -= 1
-        return key
-
-    def _free(self, slot: int) -> None:
-        record = self.table.slots[slot]
-        record["generation"] = self._next_generation()
-        record["state"] = SlotState.QUARANTINED
-        self._quarantine.append((self._clock.monotonic_s() + QUARANTINE_S, slot))
-
-    def _release_oldest(self) -> None:
-        _, slot = self._quarantine.popleft()
-        record = self.table.slots[slot]
-        record["state"] = SlotState.UNUSED
-        self._space.free(int(record["offset"]), int(record["size_bytes"]))
-        self._unused.append(slot)
-
-    def _release_all(self) -> None:
-        while self._quarantine:
-            self._release_oldest()
-
-    def _next_generation(self) -> int:
-        self._counter += 1
-        return self.incarnation << GENERATION_COUNTER_BITS | self._counter
-
-    def _header_page(self, slot: int) -> bytes:
-        return self.arena.view(int(self.table.slots[slot]["offset"]), HEADER_BYTES).tobytes()
-
-
-def default_slots(capacity_bytes: int) -> int:
-    """How many cells a tier of this size has records for."""
-    return int(np.clip(capacity_bytes // 65536, 1024, 1 << 22))
-
-
-def open_tier(
-    fs: FileSystem, clock: Clock, folder: Path, capacity_bytes: int, incarnation: int
-) -> HostTier:
-    """Adopt what is in ``folder``, or start empty and say why."""
-    try:
-        tier = HostTier.adopt(fs, clock, folder, capacity_bytes, incarnation)
-    except StateError as reason:
-        log.info("starting with an empty arena in %s: %s", folder, reason)
-        slots = default_slots(capacity_bytes)
-        return HostTier.create(fs, clock, folder, capacity_bytes, slots, incarnation)
-    log.info("adopted %d cells in %s", tier.stats.adopted, folder)
-    return tier
+        return self._reservations.end(slot)

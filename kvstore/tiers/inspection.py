@@ -33,6 +33,18 @@ def held_header(arena: Arena, table: KeyTable, slot: int) -> Header | None:
     return header if (header.key, header.cell, header.payload_bytes) == promised else None
 
 
+def is_announced(arena: Arena, table: KeyTable, slot: int, key: bytes, header_digest: int) -> bool:
+    """Whether a slot that was written holds the cell that was announced."""
+    record = table.slots[slot]
+    # A copy, because the writer could still change what is checked.
+    page = arena.view(int(record["offset"]), HEADER_BYTES).tobytes()
+    header = parse_header(page, header_digest)
+    announced = (key, int(record["cell"]), int(record["tokens"]), int(record["length"]))
+    return not isinstance(header, FormatFault) and announced == (
+        header.key, header.cell, header.tokens, header.payload_bytes,
+    )  # fmt: skip
+
+
 def is_whole(arena: Arena, table: KeyTable, slot: int, leaf_bytes: Sequence[int]) -> bool:
     """Whether every leaf of a held cell matches its digest.
 

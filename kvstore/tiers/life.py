@@ -1,4 +1,4 @@
-"""Life: how use makes a cell's life longer, by the same rule in every tier.
+"""Life: how long a cell lives, by the same rule in every tier.
 
 Does not cover: when a tier looks at expiries, the order of eviction (``kvstore.eviction``).
 """
@@ -28,3 +28,15 @@ def slide(
     ttl_ms = records["ttl_s"][rows].astype(np.uint64) * np.uint64(1000)
     until = np.maximum(records["expires_ms"][rows], np.uint64(wall_ms) + ttl_ms)
     records["expires_ms"][rows] = np.where(expiring, until, 0)
+
+
+def clamp(records: npt.NDArray[np.void], rows: npt.NDArray[np.uint32], wall_ms: int) -> None:
+    """Let no expiry of ``rows`` be further away than use makes it, whatever the clock was before.
+
+    For what an earlier life of a tier left.
+    """
+    expires_ms = records["expires_ms"][rows]
+    ttl_ms = records["ttl_s"][rows].astype(np.uint64) * np.uint64(1000)
+    sliding = (ttl_ms != 0) & (expires_ms != 0)
+    longest = np.minimum(expires_ms, np.uint64(wall_ms) + ttl_ms)
+    records["expires_ms"][rows] = np.where(sliding, longest, expires_ms)

@@ -176,6 +176,9 @@ class Promotions:
         slot = self._host.reserve(new, self._host.next_stamp())
         if isinstance(slot, Refusal):
             return False
+        slots = self._host.table.slots
+        if slots["expires_ms"][slot]:  # what was promised to live longer does so up there, too
+            slots["expires_ms"][slot] = max(slots["expires_ms"][slot], record["expires_ms"])
         ticket = self._nvme.load(number, sequence, int(self._host.table.slots[slot]["offset"]))
         if isinstance(ticket, Declined):
             self._host.abort(slot)

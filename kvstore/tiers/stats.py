@@ -17,7 +17,10 @@ class HostStats:
     retired_bytes: int = 0
     stored: int = 0
     evicted: int = 0
+    dropped_unspilled: int = 0
+    """Of the evicted, those that were to go to the disk and were not there: the node lost them."""
     expired: int = 0
+    deleted: int = 0
     aborted: int = 0
     retired: int = 0
     adopted: int = 0

@@ -35,6 +35,8 @@ class Commitment(Enum):
     """What was written is not the cell that was announced."""
     NO_ROOM = auto()
     """All entries of the key table where it could go are those of cells that are being read."""
+    DELETED = auto()
+    """Its block was deleted while it was written."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,5 +49,7 @@ def _turns(changes: Sequence[CellChange]) -> dict[Name, _Turn]:
 
 def _complete(turns: dict[Name, _Turn], names: list[Name], holds: Holds) -> None:
     """Add the cells about which the tier said nothing."""
+    if not names:
+        return
     for name, held in zip(names, holds(names), strict=True):
         turns[name] = _Turn(held, held)

@@ -1,9 +1,14 @@
 """More than the arena holds, on a real disk: found, right, and warm after the machine died."""
 
+import os
 import shutil
+import signal
 from pathlib import Path
 
-from tests.hold.processes import StorageNode, Tier, stats_of
+import psutil
+
+from kvstore.tiers.nvme import worker as nvme_worker
+from tests.hold.processes import StorageNode, Tier, settles, state_of, stats_of
 from tests.served import eventually
 
 ARENA_BYTES = 1 << 20
@@ -17,6 +22,12 @@ PROMPTS = range(1, 53)
 def spills(node: StorageNode, cells: int) -> None:
     """Wait until that many cells are on the disk."""
     eventually(lambda: stats_of(node).nvme.held_cells >= cells)
+
+
+def disk_process(node: StorageNode) -> int:
+    """The child that does the node's disk work."""
+    children = psutil.Process(node.pid).children()
+    return next(each.pid for each in children if nvme_worker.__name__ in each.cmdline())
 
 
 def test_hold_what_the_arena_has_no_room_for_is_found_on_the_disk(
@@ -44,3 +55,37 @@ def test_hold_what_the_arena_has_no_room_for_is_found_on_the_disk(
     for late in (tier.client(successor, "another host"), tier.client(successor)):
         for prompt in PROMPTS:
             late.finds(prompt, TOKENS)
+
+
+def test_hold_a_burst_on_a_disk_that_stands_still_is_stored_and_loses_the_oldest(
+    tier: Tier, tmp_path: Path
+) -> None:
+    node = tier.node(arena_bytes=ARENA_BYTES, nvme_folder=tmp_path)
+    tier.publish(node.info)
+    writer, far = tier.client(node), tier.client(node, "another host")
+    eventually(lambda: stats_of(node).nvme.capacity_bytes)
+    for prompt in PROMPTS[:4]:
+        writer.stores(prompt, TOKENS)
+        writer.stores(prompt, TOKENS)
+    spills(node, 4 * BLOCKS)
+    disk = disk_process(node)
+    os.kill(disk, signal.SIGSTOP)
+    eventually(lambda: state_of(disk) == "T")
+    for prompt in PROMPTS[4:]:
+        writer.stores(prompt, TOKENS)
+        writer.finds(prompt, TOKENS)
+        stats = stats_of(node)
+        assert stats.host.held_bytes <= stats.host.capacity_bytes == ARENA_BYTES
+        assert stats.nvme.held_cells == 4 * BLOCKS
+    assert stats_of(node).host.dropped_unspilled > 0
+    os.kill(disk, signal.SIGCONT)
+    eventually(lambda: stats_of(node).nvme.held_cells > 4 * BLOCKS)
+    settles(node)
+    found = {}
+    for reader in (far, writer):
+        for prompt in PROMPTS:
+            found[prompt] = reader.fetch(prompt, TOKENS)["tokens"]
+        assert all(found[prompt] == TOKENS for prompt in PROMPTS[:4]), "on the disk, never dropped"
+        assert all(found[prompt] == TOKENS for prompt in PROMPTS[-5:]), "in the arena"
+        lost = len(PROMPTS) * BLOCKS - sum(found.values()) * BLOCKS // TOKENS
+        assert 0 < lost <= stats_of(node).host.dropped_unspilled, "counted"

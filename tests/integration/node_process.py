@@ -16,6 +16,7 @@ from kvstore.errors import SamovarError
 from kvstore.server import PATIENCE_S, NodePlace, NodeServer
 
 ARENA_BYTES = ByteSize(4 << 20)
+NO_DISK = ByteSize(0)
 
 
 def main() -> int:
@@ -53,7 +54,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("arena_folder", type=Path)
     parser.add_argument("host_id")
     parser.add_argument("--arena-bytes", type=ByteSize, default=ARENA_BYTES)
-    parser.add_argument("--nvme-bytes", type=ByteSize, default=ByteSize(0))
+    parser.add_argument("--nvme-bytes", type=ByteSize, default=NO_DISK)
     parser.add_argument("--nvme-folder", type=Path)
     parser.add_argument("--bind-host", default="127.0.0.1")
     parser.add_argument("--advertise-host")

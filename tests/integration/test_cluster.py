@@ -43,6 +43,7 @@ class Command:
             "SAMOVAR_STATE_FOLDER": str(state),
             "SAMOVAR_NAME": NAME,
             "SAMOVAR_ARENA_BYTES": "16MiB",
+            "SAMOVAR_NVME_BYTES": "64MiB",
             "RAY_ADDRESS": "127.0.0.1:1",
             "HOME": "/nowhere",
         }
@@ -127,7 +128,8 @@ def test_nodes_serve_one_map(command: Command, tier: dict[str, Any]) -> None:
     roles = list(command.living().values())
     assert roles.count("raylet") == 2
     assert roles.count("kvstore.transport.bulk") == 2
-    assert len(roles) <= 13
+    assert roles.count("kvstore.tiers.nvme.worker") == 2
+    assert len(roles) <= 15
 
 
 def test_a_client_without_an_address_finds_the_tier(command: Command, tier: dict[str, Any]) -> None:
@@ -135,6 +137,8 @@ def test_a_client_without_an_address_finds_the_tier(command: Command, tier: dict
     with Samovar.from_config(config) as client:
         assert client.block_tokens == 32
         assert client.stats().host.capacity_bytes == 16 << 20
+        eventually(lambda: client.stats().nvme.capacity_bytes > 0)
+    assert tier["nvme_bytes"] == 64 << 20
 
 
 def test_a_tier_that_runs_is_not_given_other_blocks(command: Command, tier: dict[str, Any]) -> None:

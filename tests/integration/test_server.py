@@ -48,6 +48,7 @@ def server_in(
         state_folder=folder,
         shm_folder=folder,
         arena_bytes=node_process.ARENA_BYTES,
+        nvme_bytes=node_process.NO_DISK,
         host_id=f"host-{index}",
         **more,
     )
@@ -172,6 +173,7 @@ def test_a_taken_port_is_refused_and_leaves_nothing(folder: Path) -> None:
             state_folder=folder,
             shm_folder=folder,
             arena_bytes=node_process.ARENA_BYTES,
+            nvme_bytes=node_process.NO_DISK,
             control_port=taken.getsockname()[1],
         )
         place = NodePlace(0, "node-0", folder / "state-0", folder / "arena-0")
@@ -276,7 +278,10 @@ def test_maps_travel_with_heartbeats(folder: Path) -> None:
 def test_a_node_keeps_to_the_maps_of_its_tier(folder: Path) -> None:
     place = NodePlace(0, "node-0", folder / "state", folder / "arena", tier_id="ours")
     config = NodeConfig(
-        state_folder=folder, shm_folder=folder, arena_bytes=node_process.ARENA_BYTES
+        state_folder=folder,
+        shm_folder=folder,
+        arena_bytes=node_process.ARENA_BYTES,
+        nvme_bytes=node_process.NO_DISK,
     )
     server = NodeServer(config, place)
     with running(server) as info:

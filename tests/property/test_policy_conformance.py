@@ -7,6 +7,7 @@ a policy that takes over from another goes on with its order; memory is bounded 
 """
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
@@ -33,6 +34,8 @@ class Policy(Protocol):
 
     def next_stamp(self) -> int: ...
 
+    def go_on_after(self, stamp: int) -> None: ...
+
     def touch(
         self, slots: npt.NDArray[np.uint32], depths: npt.NDArray[np.uint32], stamp: int
     ) -> None: ...
@@ -47,6 +50,8 @@ class Policy(Protocol):
     def remove(self, slot: int) -> None: ...
 
     def victims(self) -> Iterator[int]: ...
+
+    def heads_first(self, count: int) -> npt.NDArray[np.uint32]: ...
 
     def metadata_bytes(self) -> int: ...
 
@@ -140,6 +145,14 @@ class PolicyMachine(RuleBasedStateMachine):
                 self.touch(chain, self.stamps[-1])
                 unchanged.difference_update(chain)
 
+    @rule(count=st.sampled_from([1, 5, BATCH_SLOTS + 1, 10 * SLOTS]))
+    def save(self, count: int) -> None:
+        """Of the oldest, a block is saved before its children are."""
+        saved = self.policy.heads_first(count).tolist()
+        ranks = sorted((self.oracle.stamps[s], self.oracle.depths[s]) for s in self.parents)
+        assert [(self.oracle.stamps[s], self.oracle.depths[s]) for s in saved] == ranks[:count]
+        assert len(set(saved)) == len(saved)
+
     @rule()
     def name_all(self) -> None:
         """When everything is kept, everything is named, and then naming ends."""
@@ -210,6 +223,61 @@ class PolicyMachine(RuleBasedStateMachine):
 
     def rank(self, slot: int) -> tuple[int, int]:
         return self.oracle.rank(slot)
+
+
+def as_slots(*slots: int) -> npt.NDArray[np.uint32]:
+    return np.array(slots, np.uint32)
+
+
+def new_policy(name: str) -> Policy:
+    policy: Policy = POLICIES[name][0](SLOTS)
+    return policy
+
+
+def named(policy: Policy) -> list[int]:
+    """Every slot, in the order of its first naming; all are kept."""
+    limit = 10 * SLOTS
+    seen = list(islice(policy.victims(), limit))
+    assert len(seen) < limit, "goes on for ever"
+    return list(dict.fromkeys(seen))
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_late_touch_makes_nobody_older(name: str) -> None:
+    policy = new_policy(name)
+    late = policy.next_stamp()
+    for slot in range(3):
+        policy.touch(as_slots(slot), as_slots(0), policy.next_stamp())
+    assert next(policy.victims()) == 0
+    policy.touch(as_slots(2, 3), as_slots(0, 1), late)
+    assert named(policy) == [3, 0, 1, 2]
+
+
+@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("held", [1, BATCH_SLOTS, BATCH_SLOTS + 1])
+def test_what_comes_after_a_naming_is_named_by_the_next(name: str, held: int) -> None:
+    policy = new_policy(name)
+    for slot in range(held):
+        policy.touch(as_slots(slot), as_slots(0), policy.next_stamp())
+    assert named(policy) == list(range(held))
+    policy.touch(as_slots(held), as_slots(0), policy.next_stamp())
+    assert named(policy) == list(range(held + 1))
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_successor_goes_on_with_stamps_and_order(name: str) -> None:
+    policy = new_policy(name)
+    policy.enter(as_slots(0, 1, 2), as_slots(0, 0, 1), np.array([9, 7, 9], np.uint64))
+    assert named(policy) == [1, 2, 0]
+    assert next(policy.victims()) == 1
+    policy.enter(as_slots(3, 4), as_slots(0, 0), np.array([8, 5], np.uint64))
+    assert named(policy) == [4, 1, 3, 2, 0]
+    assert policy.next_stamp() == 10
+    policy.go_on_after(20)
+    policy.go_on_after(15)
+    assert policy.next_stamp() == 21
+    policy.touch(as_slots(5), as_slots(0), 30)
+    assert policy.next_stamp() == 31
 
 
 @pytest.mark.parametrize("name", POLICIES)

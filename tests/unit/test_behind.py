@@ -2,135 +2,28 @@
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
-import numpy as np
 import pytest
 
 from kvstore.block import HEADER_BYTES
-from kvstore.calls import AcquireReply, CellOutcome, Damage, NodeIdentity, ReserveRequest
+from kvstore.calls import CellOutcome, Damage
 from kvstore.changes import Changes
 from kvstore.clock import ManualClock
-from kvstore.fs import LinuxFileSystem
 from kvstore.node import Node
 from kvstore.tiers import write_behind
 from kvstore.tiers.behind import Behind
-from kvstore.tiers.host import HostTier
 from kvstore.tiers.nvme.spill import Phase
-from kvstore.tiers.nvme.tier import RESTART_S, NvmeTier
-from kvstore.tiers.tier import NewCell
-from tests.nvme_world import CELLS_MAX, InlineQueue, MemoryCatalog, SimulatedDisk, Steps
+from kvstore.tiers.nvme.tier import RESTART_S
+from tests.behind_world import ARENA_PAGES, LEASE_MS, World, new_world
+from tests.nvme_world import MemoryCatalog, SimulatedDisk, Steps
 from tests.worlds import (
     PAGE,
     cells_of,
-    holds,
     key_number,
     new_cell,
     packed,
-    read_verified,
     shared_folder,
-    small_tier,
-    write_cell,
 )
-
-ARENA_PAGES = 16
-"""Room for eight cells of one page."""
-LEASE_MS = 10_000
-
-
-@dataclass
-class World:
-    clock: ManualClock
-    host: HostTier
-    queue: InlineQueue
-    disk: SimulatedDisk
-    catalog: MemoryCatalog
-    nvme: NvmeTier
-    node: Node
-    session: int = 0
-    operation: int = 0
-
-    def __post_init__(self) -> None:
-        self.session = self.node.open_session()
-
-    def put(self, cells: list[NewCell]) -> list[int]:
-        """As a client does; the outcomes of reserving or else committing."""
-        self.operation += 1
-        reply = self.node.reserve(
-            ReserveRequest(
-                self.session, self.operation, packed([new.key for new in cells]),
-                cells_of(*(new.cell for new in cells)),
-                lengths=np.array([new.length for new in cells], np.uint32),
-                tokens=np.array([new.tokens for new in cells], np.uint32),
-                depths=np.array([new.depth for new in cells], np.uint32),
-                spans=np.array([new.span for new in cells], np.uint64),
-                ttl_s=cells[0].ttl_s,
-            )
-        )  # fmt: skip
-        outcomes: list[int] = reply.outcomes.tolist()
-        for row, new in enumerate(cells):
-            if outcomes[row] == CellOutcome.RESERVED:
-                digest = write_cell(self.host.arena, int(reply.offsets[row]), new)
-                outcomes[row] = int(
-                    self.node.commit(
-                        self.session, reply.slots[[row]], reply.generations[[row]],
-                        np.array([digest], np.uint64),
-                    )[0]
-                )  # fmt: skip
-        return outcomes
-
-    def fill(self, numbers: range, ttl_s: int = 0) -> None:
-        """Put cells one by one, with time for each to be written behind."""
-        for number in numbers:
-            assert self.put([new_cell(number, ttl_s=ttl_s)]) == [CellOutcome.STORED]
-            self.pass_time()
-
-    def pass_time(self, seconds: float = 0.2) -> None:
-        for _ in range(max(1, round(seconds * 10))):
-            self.clock.advance(0.1)
-            self.node.beat(self.session)
-            self.node.tick()
-
-    def acquire(self, *numbers: int) -> AcquireReply:
-        """As the service does, with all the time that the disk wants."""
-        keys, cells = packed([key_number(n) for n in numbers]), cells_of(*[0] * len(numbers))
-        promotion = self.node.begin_acquire(keys, cells)
-        while not promotion.is_done:
-            self.node.behind.poll()
-        reply = self.node.acquire(self.session, keys, cells, LEASE_MS, promotion)
-        self.node.end_acquire(promotion)
-        for row in np.flatnonzero(reply.outcomes == CellOutcome.FOUND).tolist():
-            header = read_verified(
-                self.host.arena, int(reply.offsets[row]), int(reply.lengths[row]),
-                int(reply.header_digests[row]),
-            )  # fmt: skip
-            assert header is not None, "an acquired cell does not verify"
-            assert header.key == key_number(numbers[row])
-        return reply
-
-    def release(self, reply: AcquireReply) -> None:
-        self.node.release(self.session, reply.lease)
-
-    def above(self, number: int) -> bool:
-        return holds(self.host, new_cell(number))
-
-    def below(self, number: int) -> bool:
-        return bool(self.nvme.find(packed([key_number(number)]), cells_of(0)).held[0])
-
-
-def new_world(
-    folder: Path, clock: ManualClock, disk: SimulatedDisk, catalog: MemoryCatalog, incarnation: int
-) -> World:
-    """A node with an empty arena, on whatever the disk has."""
-    host = small_tier(LinuxFileSystem(), clock, folder, ARENA_PAGES, slots=32)
-    arena = host.arena.view(0, ARENA_PAGES * PAGE)
-    queue = InlineQueue(disk, catalog, arena, random.Random(7))
-    nvme = NvmeTier(queue, clock, CELLS_MAX, incarnation)
-    identity = NodeIdentity("node-a", incarnation, "h", str(folder))
-    node = Node(identity, host, clock, behind=Behind(host, nvme, clock))
-    node.behind.poll()
-    return World(clock, host, queue, disk, catalog, nvme, node)
 
 
 @pytest.fixture
@@ -234,6 +127,17 @@ def test_a_dead_disk_is_a_miss_and_everything_is_back_with_it(world: World) -> N
     assert world.acquire(0).outcomes.tolist() == [CellOutcome.FOUND]
 
 
+def test_what_is_used_again_while_the_disk_is_away_goes_down_when_it_is_back(world: World) -> None:
+    world.fill(range(1))
+    world.queue.die()
+    world.node.behind.poll()
+    assert world.nvme.phase is Phase.OPENING
+    world.put([new_cell(0)])
+    world.pass_time(RESTART_S[0] + 0.2)
+    world.pass_time()
+    assert world.below(0)
+
+
 def test_a_cell_whose_bytes_rotted_on_the_disk_does_not_come(world: World) -> None:
     world.fill(range(12))
     record = next(r for r in world.nvme.held_records() if r["key"].tobytes() == key_number(0))
@@ -331,11 +235,11 @@ def test_a_machine_that_died_is_warm_from_its_disk(world: World) -> None:
 def test_what_was_wanted_and_is_gone_stands_in_nobodys_way(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(write_behind, "VICTIMS_SEEN", 1)
+    monkeypatch.setattr(write_behind, "WANTED_SEEN", 1)
     world.fill(range(6))
     world.queue.is_eager = False
     world.put([new_cell(number) for number in range(6)])
-    for slot in world.host.held_slots().tolist():
+    for slot in world.host.next_to_leave(ARENA_PAGES).tolist():
         world.host.evict(slot)
     world.pass_time(0.5)
     world.queue.is_eager = True

@@ -1,5 +1,6 @@
 """What the doctor says of machines other than this one."""
 
+import errno
 import fcntl
 import importlib.metadata
 import os
@@ -17,6 +18,8 @@ from kvstore.config import NodeConfig
 from kvstore.doctor import Level
 from kvstore.leaves import Implementation
 from kvstore.state import ProcessRecord, Remains, TierFolder, TierRecord
+from kvstore.tiers.nvme import capacity
+from kvstore.tiers.nvme.disk import takes_direct
 from tests.source_tree import ROOT
 
 KNOWN_ID, LOST_ID = "aaaaaaaaaaaa", "bbbbbbbbbbbb"
@@ -196,3 +199,48 @@ def test_it_says_who_copies_and_hashes(used: Implementation) -> None:
     assert found.level is (Level.WARN if slow else Level.OK)
     assert ("install a C compiler" in found.sentence) == slow
     assert used.value in found.sentence
+
+
+def test_a_disk_that_is_not_wanted(tmp_path: Path) -> None:
+    assert doctor.nvme(0, [tmp_path / "nvme"]).level is Level.OK
+
+
+@pytest.mark.parametrize("fault", [None, errno.EINVAL, errno.EACCES])
+def test_how_bytes_get_to_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: int | None
+) -> None:
+    def opened(path: Path, flags: int, mode: int) -> int:
+        if fault is not None and flags & os.O_DIRECT:
+            raise OSError(fault, os.strerror(fault))
+        return os.dup(0)
+
+    monkeypatch.setattr("kvstore.tiers.nvme.disk.os.open", opened)
+    found = doctor.nvme(64 << 20, [tmp_path / "tier" / "nodes" / "0"])
+    level, words = {
+        None: (Level.OK, "with O_DIRECT"),
+        errno.EINVAL: (Level.WARN, "fdatasync"),
+        errno.EACCES: (Level.FAIL, "--nvme-folder"),
+    }[fault]
+    assert found.level is level
+    assert words in found.sentence
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_real_disk_is_tried_without_leaving_anything(tmp_path: Path) -> None:
+    assert takes_direct(tmp_path) in (True, False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_room_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "takes_direct", lambda _: True)
+    monkeypatch.setattr(doctor, "free_bytes_of", lambda _: 1 << 30)
+    monkeypatch.setattr(capacity, "free_bytes_of", lambda _: 1 << 30)
+    folders = [tmp_path / "0", tmp_path / "1"]
+    assert doctor.nvme(1 << 29, folders).level is Level.OK
+    too_much = doctor.nvme((1 << 29) + 1, folders)
+    assert too_much.level is Level.FAIL
+    assert "give a smaller one" in too_much.sentence
+    assert doctor.nvme(None, folders).level is Level.WARN, "less than 64 MiB each"
+    by_default = doctor.nvme(None, folders[:1])
+    assert by_default.level is Level.OK
+    assert "1,024 MiB free, a node's NVMe tier gets 102 MiB" in by_default.sentence

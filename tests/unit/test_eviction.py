@@ -93,6 +93,22 @@ def test_what_was_touched_after_naming_began_is_passed_over() -> None:
     assert next(victims) == 2
 
 
+def test_stamps_go_on_after_another_tiers() -> None:
+    policy = TailFirstLru(4)
+    policy.go_on_after(7)
+    policy.go_on_after(3)
+    assert policy.next_stamp() == 8
+
+
+def test_heads_come_first_where_a_prompt_is_saved() -> None:
+    policy = TailFirstLru(8)
+    assert policy.heads_first(3).tolist() == []
+    policy.touch(as_slots(4, 3, 2), as_slots(0, 1, 2), policy.next_stamp())
+    policy.touch(as_slots(4, 1, 0), as_slots(0, 1, 2), policy.next_stamp())
+    assert policy.heads_first(8).tolist() == [3, 2, 4, 1, 0]
+    assert policy.heads_first(3).tolist() == [3, 2, 4]
+
+
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.data())
 def test_order_is_the_naive_one(data: st.DataObject) -> None:

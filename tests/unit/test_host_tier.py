@@ -16,13 +16,12 @@ from kvstore.errors import ConfigError, StateError
 from kvstore.fs import LinuxFileSystem
 from kvstore.table import TABLE_FILE, SlotState
 from kvstore.tiers.host import (
-    QUARANTINE_S,
     RETIRED_SWEEP_S,
     HostTier,
-    default_slots,
-    open_tier,
 )
+from kvstore.tiers.start import default_slots, open_tier
 from kvstore.tiers.tier import Commitment, Refusal
+from kvstore.tiers.vacancy import QUARANTINE_S
 from tests.faults import FaultyFileSystem
 from tests.worlds import (
     PAGE,
@@ -152,6 +151,66 @@ def test_pinned_cells_stay_and_then_there_is_no_room(world: World) -> None:
     store(world.tier, new_cell(8))
     assert holds(world.tier, new_cell(0)), "still pinned once"
     assert not holds(world.tier, new_cell(1))
+
+
+def test_next_to_leave_are_the_oldest_heads_first_and_nobody_in_use(world: World) -> None:
+    tier = world.tier
+    old, new = tier.next_stamp(), tier.next_stamp()
+    slots = [store(tier, new_cell(n, depth=n % 4), old if n < 4 else new) for n in range(8)]
+    assert tier.next_to_leave(6).tolist() == slots[:6]
+    tier.pin([slots[0], slots[5]])
+    assert tier.next_to_leave(6).tolist() == [*slots[1:5]]
+    tier.unpin([slots[0], slots[5]])
+    tier.expend(np.array(slots[1:3], np.uint32))
+    assert tier.next_to_leave(6).tolist() == [slots[0], *slots[3:6]]
+    assert tier.next_to_leave(100).tolist() == [slots[0], *slots[3:]]
+
+
+class Underneath:
+    """Has the cells of some slots."""
+
+    def __init__(self, *slots: int) -> None:
+        self.slots = slots
+
+    def holds(self, slot: int) -> bool:
+        return slot in self.slots
+
+
+def test_what_is_below_too_leaves_first_and_what_is_not_is_counted(world: World) -> None:
+    tier = world.tier
+    stamp = tier.next_stamp()
+    slots = [store(tier, new_cell(n, depth=n), stamp) for n in range(8)]
+    tier.lie_above(Underneath(*slots[:4]))
+    tier.expend(np.array(slots[:5], np.uint32))
+    tier.expend(np.array(slots[:2], np.uint32))
+    assert tier.spare_bytes == 5 * CELL
+    tier.pin(slots[3:4])
+    tier.touch(np.array(slots[:1], np.uint32), tier.next_stamp())
+    left = set(range(8))
+    # 4 has left the disk, 3 is in use, 0 was used: they are not expendable any more.
+    for number, gone in enumerate([2, 1, 7, 6], start=10):
+        store(tier, new_cell(number))
+        left.remove(gone)
+        assert {n for n in range(8) if holds(tier, new_cell(n))} == left
+    assert tier.stats.dropped_unspilled == 2
+    assert tier.spare_bytes == 0
+
+
+def test_a_slot_that_was_used_again_is_not_expendable(world: World) -> None:
+    tier = world.tier
+    slots = [store(tier, new_cell(n)) for n in range(8)]
+    tier.lie_above(Underneath(*slots))
+    tier.expend(np.array(slots[:2], np.uint32))
+    tier.touch(np.array(slots[1:2], np.uint32), tier.next_stamp())
+    tier.expend(np.array(slots[1:2], np.uint32))
+    assert tier.spare_bytes == 2 * CELL
+    tier.evict(slots[0])
+    assert tier.spare_bytes == CELL, "what rests is not free yet"
+    assert store(tier, new_cell(8)) == slots[0]
+    assert tier.spare_bytes == CELL
+    store(tier, new_cell(9))
+    assert not holds(tier, new_cell(1))
+    assert tier.stats.evicted == 1
 
 
 def test_what_is_being_written_is_not_evicted(world: World) -> None:

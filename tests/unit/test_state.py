@@ -110,3 +110,27 @@ def test_purge_leaves_nothing(folder: TierFolder) -> None:
     with folder.claim():
         folder.purge()
     assert not folder.path.exists()
+
+
+def test_disks_are_remembered_until_the_purge(folder: TierFolder) -> None:
+    assert folder.disks() == ()
+    for disk in ("/disk/one", "/disk/two", "/disk/one"):
+        folder.note_disk(Path(disk))
+    folder.write(RECORD)
+    folder.forget()
+    assert folder.disks() == (Path("/disk/one"), Path("/disk/two"))
+    (folder.path / "disks.json").write_text("{")
+    with pytest.raises(StateError, match="damaged"):
+        folder.disks()
+    folder.purge()
+    assert folder.disks() == ()
+
+
+def test_a_record_without_a_disk_is_read(folder: TierFolder) -> None:
+    folder.write(replace(RECORD, nvme_bytes=64 << 20))
+    assert folder.read() == replace(RECORD, nvme_bytes=64 << 20)
+    file = folder.path / "tier.json"
+    content = json.loads(file.read_text())
+    del content["nvme_bytes"]
+    file.write_text(json.dumps(content))
+    assert folder.read() == RECORD
