@@ -20,6 +20,12 @@ from kvstore.tiers.stats import HostStats
 MAX_CELLS_PER_CALL = 512
 DAMAGED_PER_CALL_MAX = 16
 """Each of them is read and hashed on the node's one thread."""
+DELETE_KEYS_MAX = 4096
+DELETE_ID_MAX = (1 << 63) - 1
+HOLD_KEYS_MAX = 8192
+HOLD_TTL_MS_MAX = 365 * 24 * 3600 * 1000
+HANDLE_BYTES_MAX = 128
+INSPECT_KEYS_MAX = 256
 
 Outcomes = npt.NDArray[np.uint8]
 
@@ -123,10 +129,81 @@ def every_cell(keys: Keys, mask: int) -> tuple[Keys, Cells]:
 
 @dataclass(frozen=True, slots=True)
 class NodeStats:
-    """What a node holds and did."""
+    """What a node holds and did. ``promised_bytes`` are those that holds keep it from evicting."""
 
     host: HostStats
     nvme: NvmeStats
     sessions: int
     leases: int
     metadata_bytes: int
+    holds: int = 0
+    promised_bytes: int = 0
+    promisable_bytes: int = 0
+    burials: int = 0
+    is_sealed: bool = False
+
+
+class HoldOutcome(IntEnum):
+    """What became of a promise that was asked for."""
+
+    GRANTED = 1
+    OVER_BUDGET = 2
+    """Of the tenant, or of the node for all tenants together."""
+    NOT_HELD = 3
+    """A cell of it is not here."""
+    TOO_MANY = 4
+    """Holds, at this node."""
+    FAILED = 5
+    """It could not be written down, so it would not outlive a restart."""
+
+
+@dataclass(frozen=True, slots=True)
+class HoldRequest:
+    """Blocks that a node is to keep for ``ttl_ms``, all cells of ``mask``.
+
+    A second one of the same ``tenant`` (``kvstore.tenants``) and ``handle`` adds to the first.
+    """
+
+    tenant: bytes
+    handle: str
+    keys: Keys
+    mask: int
+    ttl_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class HoldReply:
+    """``held_bytes`` are promised to the tenant now, of ``budget_bytes`` at most."""
+
+    outcome: HoldOutcome
+    held_bytes: int
+    budget_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class HoldMark:
+    """A promise, and how long it lasts."""
+
+    handle: str
+    remaining_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What a node knows of one block; which cells are in the arena and on the disk.
+
+    ``size_bytes`` are those of the payloads, counted once for each tier. ``ttl_s`` and
+    ``remaining_ms`` are the least of its cells', 0 for no expiry.
+    """
+
+    key: bytes
+    arena_mask: int
+    disk_mask: int
+    size_bytes: int
+    ttl_s: int
+    remaining_ms: int
+    holds: tuple[HoldMark, ...]
+    verified_ms_ago: int | None
+    """Since the copy whose bytes were checked the longest ago was found whole; ``None``: some were
+    not since the start, or there is nothing."""
+    buried_ms_ago: int | None

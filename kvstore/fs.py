@@ -1,7 +1,8 @@
-"""The file-system operations that the tiers use, in one place so that tests can make them fail.
+"""The file-system operations that nodes use, in one place so that tests can make them fail.
 
-Covers: files that are mapped as shared memory, and what the machine says of its boot and pages.
-Does not cover: the state folder (see ``kvstore.state``).
+Covers: files that are mapped as shared memory, what the machine says of its boot and pages, and
+small files that must be there after a power failure. Does not cover: the state folder (see
+``kvstore.state``).
 """
 
 import ctypes
@@ -71,6 +72,34 @@ class FileSystem(Protocol):
         ...
 
 
+class DurableFiles(Protocol):
+    """Small files. What a call has written is there after a power failure when it returns."""
+
+    def make_folder(self, folder: Path) -> None:
+        """Make a folder that only its owner may enter, and its parents."""
+        ...
+
+    def names(self, folder: Path) -> list[str]:
+        """Of the files in a folder, in order."""
+        ...
+
+    def read(self, path: Path) -> bytes | None:
+        """A whole file, ``None`` if there is none."""
+        ...
+
+    def append(self, path: Path, data: bytes) -> None:
+        """Write behind a file's end, made if need be; after ``OSError`` the end may be torn."""
+        ...
+
+    def replace(self, path: Path, data: bytes) -> None:
+        """Write a file anew; whatever happens, it is the former one or this one, whole."""
+        ...
+
+    def remove(self, path: Path) -> None:
+        """Remove a file if it is there; a power failure may bring it back."""
+        ...
+
+
 class LinuxFileSystem:
     """The real one."""
 
@@ -109,6 +138,29 @@ class LinuxFileSystem:
     def remove(self, path: Path) -> None:
         path.unlink(missing_ok=True)
 
+    def names(self, folder: Path) -> list[str]:
+        return sorted(path.name for path in folder.iterdir() if path.is_file())
+
+    def read(self, path: Path) -> bytes | None:
+        try:
+            return path.read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def append(self, path: Path, data: bytes) -> None:
+        is_new = not path.exists()
+        with open(path, "ab", buffering=0, opener=_private) as stream:
+            _write_through(stream.fileno(), data)
+        if is_new:
+            _sync_folder(path.parent)
+
+    def replace(self, path: Path, data: bytes) -> None:
+        fresh = path.with_name(f".{path.name}.new")
+        with open(fresh, "wb", buffering=0, opener=_private) as stream:
+            _write_through(stream.fileno(), data)
+        fresh.rename(path)
+        _sync_folder(path.parent)
+
     def allocate(self, path: Path, start: int, length: int) -> None:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
@@ -140,3 +192,50 @@ class LinuxFileSystem:
         if self._libc.madvise(address, ctypes.c_size_t(length), mmap.MADV_REMOVE):
             number = ctypes.get_errno()
             raise OSError(number, f"could not give back {length} bytes: {os.strerror(number)}")
+
+
+def _private(path: str, flags: int) -> int:
+    """Open as only its owner may."""
+    return os.open(path, flags | os.O_CLOEXEC, FILE_MODE)
+
+
+def _write_through(descriptor: int, data: bytes) -> None:
+    left = memoryview(data)
+    while left:
+        left = left[os.write(descriptor, left) :]
+    os.fdatasync(descriptor)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make names durable that were given just now."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class MemoryFiles:
+    """``DurableFiles`` that end with the process, for a node that is to leave nothing behind."""
+
+    def __init__(self) -> None:
+        self._files: dict[Path, bytearray] = {}
+
+    def make_folder(self, folder: Path) -> None:
+        return
+
+    def names(self, folder: Path) -> list[str]:
+        return sorted(path.name for path in self._files if path.parent == folder)
+
+    def read(self, path: Path) -> bytes | None:
+        found = self._files.get(path)
+        return None if found is None else bytes(found)
+
+    def append(self, path: Path, data: bytes) -> None:
+        self._files.setdefault(path, bytearray()).extend(data)
+
+    def replace(self, path: Path, data: bytes) -> None:
+        self._files[path] = bytearray(data)
+
+    def remove(self, path: Path) -> None:
+        self._files.pop(path, None)

@@ -20,8 +20,6 @@ client calls it directly. Does not cover: bytes (``kvstore.transport``), where e
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from itertools import takewhile
 
 import numpy as np
 import numpy.typing as npt
@@ -43,37 +41,25 @@ from kvstore.changes import Changes
 from kvstore.clock import Clock
 from kvstore.errors import UsageError
 from kvstore.key import KEY_BYTES, Keys
+from kvstore.lasting import Lasting
 from kvstore.leases import Leases
+from kvstore.life import Life
+from kvstore.sessions import Session, Sessions
 from kvstore.table import Cells, Generations, Slots, SlotState
 from kvstore.tiers.behind import Behind
 from kvstore.tiers.host import HostTier
+from kvstore.tiers.offer import Offer
 from kvstore.tiers.promotion import Promotion
-from kvstore.tiers.tier import Commitment, NewCell, Refusal
+from kvstore.tiers.tier import Commitment, Refusal
 
 log = logging.getLogger(__name__)
-
-SESSIONS_MAX = 4096
-RESERVATIONS_PER_SESSION_MAX = 4096
-RESERVATION_S_MAX = 600.0
-"""A writer that lives and has not said by then what became of its write never will."""
-SESSION_DEAD_S = 2.0
-STALL_S = 0.5
-"""What counts at most of the time between two ticks: for the rest the node itself stood still."""
 
 _COMMITTED = {
     Commitment.STORED: CellOutcome.STORED,
     Commitment.DAMAGED: CellOutcome.DAMAGED,
     Commitment.NO_ROOM: CellOutcome.REFUSED,
+    Commitment.DELETED: CellOutcome.LOST,
 }
-
-
-@dataclass(slots=True)
-class _Session:
-    beat_s: float
-    operation: int = -1
-    stamp: int = 0
-    reserved: dict[int, float] = field(default_factory=dict)
-    """Since when each slot is, in that order."""
 
 
 class Node:
@@ -90,66 +76,38 @@ class Node:
         clock: Clock,
         default_ttl_s: int = 0,
         behind: Behind | None = None,
+        lasting: Lasting | None = None,
+        hold_bytes: int | None = None,
     ) -> None:
         self.identity = identity
         self.tier = tier
         self.behind = Behind.nothing(tier, clock) if behind is None else behind
         self._default_ttl_s = default_ttl_s
         self._clock = clock
-        self._sessions: dict[int, _Session] = {}
-        self._next_id = identity.incarnation << 32
-        self._leases = Leases(tier, clock, self._next_id)
-        self._ticked_s = clock.monotonic_s()
+        first = identity.incarnation << 32
+        self._leases = Leases(tier, clock, first)
+        self._sessions = Sessions(tier, self._leases, clock, first)
+        lasting = Lasting.nowhere() if lasting is None else lasting
+        self.life = Life(tier, self.behind, clock, lasting, hold_bytes)
 
     def open_session(self) -> int:
-        """Start a session; it lives while it beats. Refuses, with 0, over ``SESSIONS_MAX``."""
-        if len(self._sessions) >= SESSIONS_MAX:
-            return 0
-        self._next_id += 1
-        self._sessions[self._next_id] = _Session(self._clock.monotonic_s())
-        return self._next_id
+        """Start a session; it lives while it beats. Answers 0 if there are too many."""
+        return self._sessions.open()
 
     def beat(self, session: int) -> bool:
         """Keep a session alive; ``False`` says that it is unknown (open a new one)."""
-        found = self._sessions.get(session)
-        if found is None:
-            return False
-        found.beat_s = self._clock.monotonic_s()
-        return True
+        return self._sessions.beat(session)
 
     def close_session(self, session: int) -> None:
         """End a session: its leases end, what it reserved and did not finish is retired."""
-        found = self._sessions.pop(session, None)
-        if found is None:
-            return
-        self._leases.end_all(session)
-        for slot in found.reserved:
-            self.tier.retire(slot)
-        if found.reserved:
-            log.warning(
-                "session %d ended with %d unfinished writes: their memory is replaced",
-                session,
-                len(found.reserved),
-            )
+        self._sessions.close(session)
 
     def tick(self) -> None:
         """End sessions and leases whose time is up, and let freed slots be used again."""
-        now_s = self._clock.monotonic_s()
-        late_s = now_s - self._ticked_s - STALL_S
-        self._ticked_s = now_s
-        if late_s > 0:
-            # We stood still: beats that wait to be read must not count as missing.
-            for session in self._sessions.values():
-                session.beat_s = min(now_s, session.beat_s + late_s)
-            self._leases.credit(late_s)
-        dead = [s for s, v in self._sessions.items() if now_s - v.beat_s >= SESSION_DEAD_S]
-        for session_id in dead:
-            self.close_session(session_id)
-        self._leases.tick(now_s)
-        for session in self._sessions.values():
-            self._end_forgotten(session, now_s)
+        self._sessions.tick()
         self.tier.tick()
         self.behind.tick()
+        self.life.tick()
 
     def lookup(self, keys: Keys, mask: int) -> int:
         """How many leading blocks have all cells of ``mask`` here."""
@@ -183,8 +141,18 @@ class Node:
         reply.outcomes[held.held] = CellOutcome.PRESENT
         rows, ttl_s = held.held, self._ttl_s(request)
         self._touch(request.keys, request.cells, held.slots, rows, session.stamp, ttl_s)
-        for row in np.flatnonzero(~held.held).tolist():
-            self._reserve_one(session, request, row, reply)
+        offer = Offer(
+            request.keys, request.cells, request.tokens, request.lengths, request.depths,
+            request.spans, ttl_s, session.stamp,
+        )  # fmt: skip
+        absent = np.flatnonzero(~held.held)
+        names = offer.rows(absent).names()
+        if len(set(names)) == len(names) and session.may_reserve(len(names)):
+            self._reserve(session, offer, absent, reply)
+        else:
+            for row in absent.reshape(-1, 1):
+                self._reserve(session, offer, row, reply)
+        self.behind.keep_ahead()
         return reply
 
     def commit(
@@ -198,24 +166,36 @@ class Node:
         _check_count(len(slots))
         outcomes = np.full(len(slots), CellOutcome.LOST, np.uint8)
         found = self._sessions.get(session)
+        mine: dict[int, int] = {}
+        again: list[tuple[int, int]] = []
         for row, (slot, generation) in enumerate(
             zip(slots.tolist(), generations.tolist(), strict=True)
         ):
-            if self.tier.table.is_current(slot, generation, SlotState.COMMITTED):
+            if slot in mine and generation == int(generations[mine[slot]]):
+                again.append((row, mine[slot]))
+            elif self.tier.table.is_current(slot, generation, SlotState.COMMITTED):
                 outcomes[row] = CellOutcome.STORED
-            elif found is not None and self._owns(found, slot, generation):
+            elif found is not None and self._sessions.owns(found, slot, generation):
                 del found.reserved[slot]
-                outcomes[row] = _COMMITTED[self.tier.commit(slot, int(header_digests[row]))]
+                mine[slot] = row
+        rows = list(mine.values())
+        done = self.tier.commit_all(list(mine), header_digests[rows].tolist())
+        outcomes[rows] = [_COMMITTED[one] for one in done]
+        for row, first in again:
+            if outcomes[first] == CellOutcome.STORED:
+                outcomes[row] = CellOutcome.STORED
         return outcomes
 
     def abort(self, session: int, slots: Slots, generations: Generations) -> None:
         """The writer will not write these any more; unknown ones are ignored."""
-        for slot in self._owned(session, slots, generations):
+        _check_count(len(slots))
+        for slot in self._sessions.take(session, slots, generations):
             self.tier.abort(slot)
 
     def abandon(self, session: int, slots: Slots, generations: Generations) -> None:
         """The writer can't say whether bytes may still arrive in these: retire them."""
-        for slot in self._owned(session, slots, generations):
+        _check_count(len(slots))
+        for slot in self._sessions.take(session, slots, generations):
             self.tier.retire(slot)
 
     def begin_acquire(self, keys: Keys, cells: Cells) -> Promotion:
@@ -284,19 +264,29 @@ class Node:
 
     def stats(self) -> NodeStats:
         """A snapshot of the counters."""
-        metadata_bytes = self.tier.metadata_bytes() + self.behind.metadata_bytes()
+        life = self.life
         return NodeStats(
-            self.tier.stats, self.behind.stats, len(self._sessions), len(self._leases),
-            metadata_bytes,
-        )  # fmt: skip
+            host=self.tier.stats,
+            nvme=self.behind.stats,
+            sessions=len(self._sessions),
+            leases=len(self._leases),
+            metadata_bytes=self.tier.metadata_bytes()
+            + self.behind.metadata_bytes()
+            + life.holds.metadata_bytes(),
+            holds=len(life.holds),
+            promised_bytes=life.holds.promised_bytes,
+            promisable_bytes=life.holds.promisable_bytes,
+            burials=len(life.burials),
+            is_sealed=life.is_sealed,
+        )
 
     def drain_changes(self) -> Changes:
         """Cells that came and went since the last call, in order, for the directory."""
-        return self.behind.drain_changes()
+        return self.life.drain_changes()
 
     def snapshot(self) -> Changes:
-        """Everything that is held, as if it had just come."""
-        return self.behind.snapshot()
+        """Everything that may be found, as if it had just come."""
+        return self.life.snapshot()
 
     def _touch(
         self,
@@ -309,77 +299,48 @@ class Node:
     ) -> npt.NDArray[np.bool_]:
         """Cells were used, those of ``rows`` from the arena. Answers which are on the disk."""
         self.tier.touch(slots[rows], stamp, ttl_s)
-        below = self.behind.touch(keys, cells, ttl_s)
+        below = self.behind.touch(keys, cells, stamp, ttl_s)
         self.behind.want(slots[rows & ~below])
         return below
 
     def _ttl_s(self, request: ReserveRequest) -> int:
         return self._default_ttl_s if request.ttl_s is None else request.ttl_s
 
-    def _reserve_one(
-        self, session: _Session, request: ReserveRequest, row: int, reply: ReserveReply
+    def _reserve(
+        self, session: Session, offer: Offer, rows: npt.NDArray[np.intp], reply: ReserveReply
     ) -> None:
-        new = NewCell(
-            key=request.keys[row].tobytes(),
-            cell=int(request.cells[row]),
-            tokens=int(request.tokens[row]),
-            length=int(request.lengths[row]),
-            depth=int(request.depths[row]),
-            span=int(request.spans[row]),
-            ttl_s=self._ttl_s(request),
-        )
-        if self.tier.is_writing(new.key, new.cell):
-            reply.outcomes[row] = CellOutcome.BUSY
+        """Give slots to these rows: cells that are not here, none of them twice."""
+        names = offer.rows(rows).names()
+        is_busy = np.array([self.tier.is_writing(*name) for name in names], np.bool_)
+        reply.outcomes[rows[is_busy]] = CellOutcome.BUSY
+        rows = rows[~is_busy]
+        possible = offer.rows(rows).are_possible()
+        reply.refusals[rows[~possible]] = Refusal.BAD_REQUEST
+        rows = rows[possible]
+        if not session.may_reserve(len(rows)):
+            reply.refusals[rows] = Refusal.QUOTA
             return
-        refusal = Refusal.NONE if new.is_possible else Refusal.BAD_REQUEST
-        if refusal is Refusal.NONE and len(session.reserved) >= RESERVATIONS_PER_SESSION_MAX:
-            refusal = Refusal.QUOTA
-        slot = self.tier.reserve(new, session.stamp) if refusal is Refusal.NONE else refusal
-        if isinstance(slot, Refusal):
-            reply.refusals[row] = slot
-            return
-        session.reserved[slot] = self._clock.monotonic_s()
-        record = self.tier.table.slots[slot]
-        reply.outcomes[row] = CellOutcome.RESERVED
-        reply.slots[row] = slot
-        reply.generations[row] = record["generation"]
-        reply.offsets[row] = record["offset"]
-
-    def _end_forgotten(self, session: _Session, now_s: float) -> None:
-        """Retire writes whose Commit, Abort or Abandon was lost on the way, or never sent."""
-        oldest_s = now_s - RESERVATION_S_MAX
-        over = list(takewhile(lambda slot: session.reserved[slot] < oldest_s, session.reserved))
-        for slot in over:
-            del session.reserved[slot]
-            self.tier.retire(slot)
+        reserved = self.tier.reserve_all(offer.rows(rows))
+        reply.refusals[rows] = reserved.refusals
+        is_reserved = reserved.refusals == Refusal.NONE
+        rows, slots = rows[is_reserved], reserved.slots[is_reserved]
+        session.reserved |= dict.fromkeys(slots.tolist(), self._clock.monotonic_s())
+        records = self.tier.table.slots[slots]
+        reply.outcomes[rows] = CellOutcome.RESERVED
+        reply.slots[rows] = slots
+        reply.generations[rows] = records["generation"]
+        reply.offsets[rows] = records["offset"]
 
     def _discard_one(self, damage: Damage) -> bool:
         key = np.frombuffer(damage.key, np.uint8).reshape(1, KEY_BYTES)
         found = self.tier.table.find(key, np.array([damage.cell], np.uint8))
         if not found.held[0] or int(found.generations[0]) != damage.generation:
             return False
-        dropped = self.tier.discard(int(found.slots[0]), damage.leaf_bytes)
+        dropped = self.life.holds.discard(int(found.slots[0]), damage.leaf_bytes)
         if dropped:
             self.behind.drop(key)
             log.warning("the cell in slot %d was damaged: it is dropped", found.slots[0])
         return dropped
-
-    def _owned(self, session: int, slots: Slots, generations: Generations) -> list[int]:
-        """Take those slots from a session that it has reserved; the others are ignored."""
-        _check_count(len(slots))
-        found = self._sessions.get(session)
-        if found is None:
-            return []
-        pairs = dict.fromkeys(zip(slots.tolist(), generations.tolist(), strict=True))
-        owned = [slot for slot, generation in pairs if self._owns(found, slot, generation)]
-        for slot in owned:
-            del found.reserved[slot]
-        return owned
-
-    def _owns(self, session: _Session, slot: int, generation: int) -> bool:
-        return slot in session.reserved and self.tier.table.is_current(
-            slot, generation, SlotState.RESERVED
-        )
 
 
 def _check_count(count: int) -> None:

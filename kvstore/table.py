@@ -24,12 +24,13 @@ import numpy as np
 import numpy.typing as npt
 
 from kvstore import probe
+from kvstore.cell import CELLS_MAX
 from kvstore.errors import StateError
 from kvstore.fs import FileSystem, Mapped
 from kvstore.key import KEY_BYTES, Keys
 
 TABLE_FILE = "table"
-TABLE_VERSION = 2
+TABLE_VERSION = 3
 HEADER_PAGE_BYTES = 65536
 """One page of the largest size that Linux has on the supported machines."""
 WAYS = 8
@@ -63,6 +64,7 @@ HEADER = np.dtype(
         ("buckets", "<u8"),
         ("capacity_bytes", "<u8"),
         ("frontier", "<u8"),
+        ("sealed", "<u8"),
     ]
 )
 SLOT = np.dtype(
@@ -135,7 +137,9 @@ class KeyTable:
     """A mapped table. ``find`` and the readings are for everybody, the rest for its node."""
 
     def __init__(self, mapped: Mapped) -> None:
-        self.header = mapped[: HEADER.itemsize].view(HEADER)[0]
+        header = mapped[: HEADER.itemsize].view(HEADER)
+        self.header = header[0]
+        self._seal = header["sealed"]
         slots, buckets = int(self.header["slots"]), int(self.header["buckets"])
         tags_start = HEADER_PAGE_BYTES + slots * SLOT.itemsize
         entries_start = tags_start + buckets * WAYS * TAG_BYTES
@@ -207,16 +211,35 @@ class KeyTable:
         """Bytes of all sections."""
         return self.slots.nbytes + self._tags.nbytes + self.entries.nbytes + self.retired.nbytes
 
+    @property
+    def is_sealed(self) -> bool:
+        """Whether nobody may find anything for now."""
+        return bool(self._seal[0])
+
+    def set_sealed(self, sealed: bool) -> None:
+        """Seal the table, or open it again: for everybody who has it mapped, at once."""
+        self._seal[0] = sealed
+
     def find(self, keys: Keys, cells: Cells) -> Found:
         """Look up many cells at once. A cell that is being written is not found."""
+        return Found.nothing(len(keys)) if self._seal[0] else self.find_sealed(keys, cells)
+
+    def find_sealed(self, keys: Keys, cells: Cells) -> Found:
+        """``find`` for the node itself: sealed or not."""
         if self._probe is None:
             return self.find_in_numpy(keys, cells)
         found = Found.nothing(len(keys))
         self._probe.find(keys, cells, found)
         return found
 
+    def slots_of(self, keys: Keys) -> Slots:
+        """The slots of all cells of these blocks, sealed or not."""
+        cells = np.tile(np.arange(CELLS_MAX, dtype=np.uint8), len(keys))
+        found = self.find_sealed(np.repeat(keys, CELLS_MAX, axis=0), cells)
+        return np.unique(found.slots[found.held])
+
     def find_in_numpy(self, keys: Keys, cells: Cells) -> Found:
-        """``find`` where nothing was compiled (see ``kvstore.probe``); the same answers."""
+        """``find_sealed`` where nothing was compiled (see ``kvstore.probe``)."""
         held, rows = self._gather(keys, cells)
         held &= (_fold(rows) == rows["fold"]) & (rows["slot"] < len(self.slots))
         slots = np.where(held, rows["slot"], 0).astype(np.uint32)
@@ -241,29 +264,37 @@ class KeyTable:
         record = self.slots[slot]
         return int(record["generation"]) == generation and int(record["state"]) == state
 
-    def insert(self, key: bytes, slot: int, header_digest: int) -> bool:
-        """Publish a slot whose record is complete; ``False`` if both its buckets are full."""
-        record = self.slots[slot]
-        words, cells = _one(key, int(record["cell"]))
-        first, second = (int(bucket[0]) for bucket in self._buckets(words, cells))
-        free = [(np.flatnonzero(self._tags[bucket] == 0), bucket) for bucket in (first, second)]
-        ways, bucket = max(free, key=lambda pair: len(pair[0]))
-        if not len(ways):
-            return False
-        row = np.zeros(1, ENTRY)
-        row["key"] = words
-        row["generation"] = record["generation"]
-        row["header_digest"] = header_digest
-        row["slot"] = slot
-        row["length"] = record["length"]
-        row["cell"] = record["cell"]
-        row["fold"] = _fold(row)
-        way = int(ways[0])
-        record["entry"] = bucket * WAYS + way
-        record["state"] = SlotState.COMMITTED
-        self.entries[bucket * WAYS + way] = row[0]
-        self._tags[bucket, way] = _tags(words, cells)[0]
-        return True
+    def insert_all(
+        self, keys: Keys, slots: Slots, header_digests: npt.NDArray[np.uint64]
+    ) -> npt.NDArray[np.bool_]:
+        """Publish slots whose records are complete; ``False`` where both its buckets are full."""
+        records = self.slots[slots]
+        words, cells = np.ascontiguousarray(keys).view("<u8"), records["cell"]
+        rows = np.zeros(len(slots), ENTRY)
+        rows["key"], rows["cell"], rows["slot"] = words, cells, slots
+        rows["generation"], rows["length"] = records["generation"], records["length"]
+        rows["header_digest"] = header_digests
+        rows["fold"] = _fold(rows)
+        tags, flat = _tags(words, cells), self._tags.reshape(-1)
+        buckets = np.stack(self._buckets(words, cells), axis=1).astype(np.intp)
+        inserted = np.zeros(len(slots), np.bool_)
+        left = np.arange(len(slots))
+        while len(left):
+            free = self._tags[buckets[left]] == 0
+            side = free.sum(axis=2).argmax(axis=1)
+            free = free[np.arange(len(left)), side]
+            left = left[has_room := free.any(axis=1)]
+            # One per bucket and round: who comes next sees what is free then.
+            chosen, first = np.unique(buckets[left, side[has_room]], return_index=True)
+            at = chosen * WAYS + free[has_room][first].argmax(axis=1)
+            now = left[first]
+            self.slots["entry"][slots[now]] = at
+            self.slots["state"][slots[now]] = SlotState.COMMITTED
+            self.entries[at] = rows[now]
+            flat[at] = tags[now]
+            inserted[now] = True
+            left = np.setdiff1d(left, now)
+        return inserted
 
     def rivals(self, key: bytes, cell: int) -> list[int]:
         """The slots whose entries fill the two buckets where (key, cell) would go."""

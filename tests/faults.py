@@ -3,7 +3,7 @@
 import errno
 from pathlib import Path
 
-from kvstore.fs import FileSystem, Mapped
+from kvstore.fs import FileSystem, Mapped, MemoryFiles
 
 
 class FaultyFileSystem:
@@ -71,3 +71,53 @@ class FaultyFileSystem:
         if self.fail_at and (beyond == 0 or (self.sticky and beyond > 0)):
             self.faults += 1
             raise OSError(errno.ENOSPC, f"made to fail: operation {self.operations}, {name}")
+
+
+class FaultyFiles(MemoryFiles):
+    """Small files in memory of which operation number ``fail_at`` (from 1) fails.
+
+    What it was to write is there in part: appended to its middle, or not at all where it was to
+    replace a file.
+    """
+
+    def __init__(self, fail_at: int = 0) -> None:
+        super().__init__()
+        self.fail_at = fail_at
+        self.operations = 0
+        self.faults = 0
+
+    def names(self, folder: Path) -> list[str]:
+        self._step("names")
+        return super().names(folder)
+
+    def read(self, path: Path) -> bytes | None:
+        self._step("read")
+        return super().read(path)
+
+    def append(self, path: Path, data: bytes) -> None:
+        try:
+            self._step("append")
+        except OSError:
+            super().append(path, data[: len(data) // 2])
+            raise
+        super().append(path, data)
+
+    def replace(self, path: Path, data: bytes) -> None:
+        self._step("replace")
+        super().replace(path, data)
+
+    def remove(self, path: Path) -> None:
+        self._step("remove")
+        super().remove(path)
+
+    def _step(self, name: str) -> None:
+        self.operations += 1
+        if self.operations == self.fail_at:
+            self.faults += 1
+            raise OSError(errno.EIO, f"made to fail: operation {self.operations}, {name}")
+
+    def copy(self) -> "FaultyFiles":
+        """The same files, of which none fails."""
+        copied = FaultyFiles()
+        copied._files = {path: bytearray(data) for path, data in self._files.items()}
+        return copied

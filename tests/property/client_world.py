@@ -5,6 +5,7 @@ whether they are right. The node is a real one on a real arena, over a file syst
 to fail; only its thread is missing: whoever moves the clock ticks.
 """
 
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import ExitStack
@@ -31,6 +32,7 @@ from kvstore.config import ClientConfig
 from kvstore.errors import UnavailableError
 from kvstore.fs import LinuxFileSystem
 from kvstore.key import Keys
+from kvstore.life_access import InProcessLife
 from kvstore.namespace import Namespace
 from kvstore.node import Node
 from kvstore.routes import OneNode
@@ -201,6 +203,10 @@ class Access:
     @property
     def identity(self) -> NodeIdentity:
         return self.node.identity
+
+    @property
+    def life(self) -> InProcessLife:
+        return InProcessLife(self._world.node, threading.Lock())
 
     @property
     def session(self) -> int:

@@ -6,11 +6,12 @@ slots, sessions and leases. Everything else it predicts. Freed memory that rests
 because it is given out before anybody is evicted.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from kvstore.leases import LEASE_MARGIN_S, PINNED_SHARE_MAX
-from kvstore.node import SESSION_DEAD_S, STALL_S
+from kvstore.sessions import SESSION_DEAD_S, STALL_S
 
 Name = tuple[bytes, int]
 """A cell: key and cell index."""
@@ -79,6 +80,12 @@ class NodeOracle:
     writing: dict[Name, tuple[int, Held]] = field(default_factory=dict)
     sessions: dict[int, Session] = field(default_factory=dict)
     leases: dict[int, Lease] = field(default_factory=dict)
+    holds: dict[str, tuple[float, list[Name]]] = field(default_factory=dict)
+    """By handle: until when, which cells."""
+    doomed: dict[int, tuple[int, Held]] = field(default_factory=dict)
+    """Deleted while being written, by generation; whose."""
+    withdrawn: dict[Name, Held] = field(default_factory=dict)
+    """Deleted under a lease, by a name that nobody else has."""
     stamp: int = 0
     ticked_s: float = 0.0
 
@@ -91,7 +98,12 @@ class NodeOracle:
         return self.stamp
 
     def pinned(self, name: Name) -> bool:
-        return any(name in lease.names for lease in self.leases.values())
+        """By a reader, or by a promise."""
+        leased = any(name in lease.names for lease in self.leases.values())
+        return leased or self.is_held_for_somebody(name)
+
+    def is_held_for_somebody(self, name: Name) -> bool:
+        return any(name in names for _, names in self.holds.values())
 
     def visible(self, name: Name, wall_ms: int) -> bool:
         return name in self.held and not self.held[name].expired(wall_ms)
@@ -104,7 +116,9 @@ class NodeOracle:
     def has_room(self, pages: int) -> bool:
         """Memory in one piece, and a slot record."""
         free = "".join("." if p is Page.FREE else "#" for p in self.pages)
-        return len(self.held) + len(self.writing) < self.slots and "." * pages in free
+        writing = len(self.writing) + len(self.doomed)
+        taken = len(self.held) + len(self.withdrawn) + writing
+        return taken < self.slots and "." * pages in free
 
     def could_have_room(self, pages: int) -> bool:
         """Whether evicting everything that may be evicted would make room."""
@@ -139,13 +153,66 @@ class NodeOracle:
         """No longer held."""
         self.mark(self.held.pop(name), Page.FREE)
 
-    def give_up(self, name: Name) -> None:
-        """The writer itself says that it will not write any more."""
-        self.mark(self.writing.pop(name)[1], Page.FREE)
+    def delete(self, key: bytes) -> None:
+        """A block is gone; memory that somebody uses is his until he is done."""
+        for handle, (until_s, names) in list(self.holds.items()):
+            self.holds[handle] = until_s, [name for name in names if name[0] != key]
+            if not self.holds[handle][1]:
+                del self.holds[handle]
+        for name in [name for name in self.held if name[0] == key]:
+            if not self.pinned(name):
+                self.drop(name)
+                continue
+            cell = self.held.pop(name)
+            alias = b"withdrawn %d" % cell.generation, name[1]
+            self.withdrawn[alias] = cell
+            for lease in self.leases.values():
+                lease.names = [alias if one == name else one for one in lease.names]
+        for name in [name for name in self.writing if name[0] == key]:
+            session, cell = self.writing.pop(name)
+            self.doomed[cell.generation] = session, cell
 
-    def retire(self, name: Name) -> None:
+    def hold(self, handle: str, names: list[Name], ttl_s: int, wall_ms: int) -> None:
+        """Promise cells; the same handle again is the union until the later end."""
+        until_s, before = self.holds.get(handle, (0.0, []))
+        until_s = max(until_s, self.now_s + ttl_s)
+        self.holds[handle] = until_s, list(dict.fromkeys([*before, *names]))
+        until_ms = wall_ms + round(1000 * (until_s - self.now_s))
+        for name in self.holds[handle][1]:
+            cell = self.held[name]
+            cell.expires_ms = max(cell.expires_ms, until_ms) if cell.expires_ms else 0
+
+    def held_pages(self) -> int:
+        """What is promised, each cell counted once."""
+        names = {name for _, names in self.holds.values() for name in names}
+        return sum(self.held[name].pages for name in names)
+
+    def release_hold(self, handle: str, wall_ms: int) -> None:
+        """A cell that nobody is promised any more lives as after a use just now."""
+        _, names = self.holds.pop(handle)
+        for name in names:
+            cell = self.held[name]
+            if not self.is_held_for_somebody(name):
+                cell.expires_ms = min(cell.expires_ms, wall_ms + 1000 * cell.ttl_s)
+
+    def forget_leases(self, over: Callable[[int, Lease], bool]) -> None:
+        """End leases; what was deleted is free when nobody reads it any more."""
+        self.leases = {k: v for k, v in self.leases.items() if not over(k, v)}
+        for alias in [alias for alias in self.withdrawn if not self.pinned(alias)]:
+            self.mark(self.withdrawn.pop(alias), Page.FREE)
+
+    def give_up(self, cell: Held) -> None:
+        """The writer itself says that it will not write any more."""
+        self.end_writing(cell)
+        self.mark(cell, Page.FREE)
+
+    def end_writing(self, cell: Held) -> None:
+        self.doomed.pop(cell.generation, None)
+        self.writing = {k: v for k, v in self.writing.items() if v[1] is not cell}
+
+    def retire(self, cell: Held) -> None:
         """The writer may still write: replaced by fresh pages, never used again."""
-        _, cell = self.writing.pop(name)
+        self.end_writing(cell)
         self.mark(cell, Page.RETIRED)
         self.pages += [Page.FREE] * cell.pages
 
@@ -157,22 +224,25 @@ class NodeOracle:
     def close_session(self, session: int) -> None:
         """Ends a session; what it leaves half written is retired."""
         del self.sessions[session]
-        self.leases = {k: v for k, v in self.leases.items() if v.session != session}
-        for name in [name for name, (owner, _) in self.writing.items() if owner == session]:
-            self.retire(name)
+        self.forget_leases(lambda _, lease: lease.session == session)
+        for owner, cell in [*self.writing.values(), *self.doomed.values()]:
+            if owner == session:
+                self.retire(cell)
 
     def leasable(self, session: int, names: list[Name]) -> list[bool]:
         """Which of the names one session may lease: the leading ones, until it has its share."""
         mine = {name for v in self.leases.values() if v.session == session for name in v.names}
         granted, full = [], False
         for name in names:
-            pages = sum(self.held[one].pages for one in mine | {name})
+            here = self.held | self.withdrawn
+            pages = sum(here[one].pages for one in mine | {name})
             full = full or (bool(mine - {name}) and pages > PINNED_SHARE_MAX * self.capacity_pages)
             granted.append(not full)
             mine |= {name} if not full else set()
         return granted
 
-    def tick(self, now_s: float) -> None:
+    def tick(self, now_s: float, wall_ms: int) -> None:
+        self.now_s = now_s
         late_s = now_s - self.ticked_s - STALL_S
         self.ticked_s = now_s
         if late_s > 0:
@@ -183,14 +253,21 @@ class NodeOracle:
         for number, session in list(self.sessions.items()):
             if now_s - session.beat_s >= SESSION_DEAD_S:
                 self.close_session(number)
-        self.leases = {k: v for k, v in self.leases.items() if v.until_s > now_s}
+        self.forget_leases(lambda _, lease: lease.until_s <= now_s)
+        for handle in [handle for handle, (until_s, _) in self.holds.items() if until_s <= now_s]:
+            self.release_hold(handle, wall_ms)
 
     def lease(self, number: int, session: int, names: list[Name], now_s: float, ms: int) -> None:
         self.leases[number] = Lease(session, now_s + ms / 1000 + LEASE_MARGIN_S, names)
 
-    def restart(self) -> None:
+    def restart(self, wall_ms: int) -> None:
         """The process was killed; all that is whole is there again, nobody is connected."""
+        for cell in self.held.values():
+            if cell.expires_ms and cell.ttl_s:
+                cell.expires_ms = min(cell.expires_ms, wall_ms + 1000 * cell.ttl_s)
+        for handle, (_, names) in list(self.holds.items()):
+            self.hold(handle, names, 0, wall_ms)
         self.sessions.clear()
-        self.leases.clear()
-        for name in list(self.writing):
-            self.retire(name)
+        self.forget_leases(lambda *_: True)
+        for _, cell in [*self.writing.values(), *self.doomed.values()]:
+            self.retire(cell)

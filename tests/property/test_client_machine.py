@@ -17,8 +17,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from kvstore.arena import Arena
 from kvstore.config import ClientConfig
 from kvstore.namespace import Namespace
-from kvstore.node import SESSION_DEAD_S
 from kvstore.plan import Plan
+from kvstore.sessions import SESSION_DEAD_S
 from kvstore.table import SlotState
 from kvstore.tiers.host import RETIRED_SWEEP_S
 from tests.property.client_world import (

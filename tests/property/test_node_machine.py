@@ -5,7 +5,9 @@ killed and re-adopts its arena. After every step: what the oracle holds is found
 verify, what it does not hold is a miss, and all memory is accounted for.
 """
 
+from copy import deepcopy
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,10 +17,21 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from kvstore.arena import Arena
-from kvstore.calls import CellOutcome, NodeIdentity, ReserveReply, ReserveRequest
+from kvstore.burials import BurialPage
+from kvstore.calls import (
+    CellOutcome,
+    HoldOutcome,
+    HoldRequest,
+    NodeIdentity,
+    ReserveReply,
+    ReserveRequest,
+)
 from kvstore.clock import ManualClock
-from kvstore.fs import LinuxFileSystem
-from kvstore.node import SESSION_DEAD_S, STALL_S, Node
+from kvstore.fs import LinuxFileSystem, MemoryFiles
+from kvstore.lasting import Lasting
+from kvstore.node import Node
+from kvstore.sessions import SESSION_DEAD_S, STALL_S
+from kvstore.tenants import tenant_digest
 from kvstore.tiers.host import HostTier
 from kvstore.tiers.tier import NewCell, Refusal
 from tests.property.node_oracle import Held, Name, NodeOracle, Page, Session
@@ -27,9 +40,12 @@ from tests.worlds import PAGE, cells_of, holds, new_cell, packed, shared_folder,
 FS = LinuxFileSystem()
 CAPACITY_PAGES = 7
 SLOTS = 8
+HOLD_PAGES = 3
+TENANT = tenant_digest("acme")
 NUMBERS = st.integers(0, 3)
 PAGES = st.sampled_from([1, 2, 3, 1, CAPACITY_PAGES])
 TTLS = st.sampled_from([0, 1, 3])
+THEN = st.sampled_from([(), (), ("read",), ("hold",), ("read", "hold"), ("read", "delete")])
 SEVERAL = st.lists(NUMBERS, min_size=1, max_size=3)
 TICK_S = 0.125
 
@@ -71,12 +87,18 @@ class NodeMachine(RuleBasedStateMachine):
         self.folder = self.world.__enter__()
         self.incarnation = 1
         tier = HostTier.create(FS, self.clock, self.folder, CAPACITY_PAGES * PAGE, SLOTS, 1)
-        self.node = Node(NodeIdentity("n", 1, "h", str(self.folder)), tier, self.clock)
+        self.lasting = Lasting(MemoryFiles(), Path("/node"))
+        self.node = self.new_node(tier)
         self.oracle = NodeOracle(CAPACITY_PAGES, SLOTS, self.clock.now_s)
         self.writers_view = Arena.map(FS, self.folder)
         self.tickets: list[Ticket] = []
         self.operation = 0
+        self.deletes = 0
         self.generations: set[int] = set()
+
+    def new_node(self, tier: HostTier) -> Node:
+        identity = NodeIdentity("n", self.incarnation, "h", str(self.folder))
+        return Node(identity, tier, self.clock, lasting=self.lasting, hold_bytes=HOLD_PAGES * PAGE)
 
     def teardown(self) -> None:
         self.world.__exit__(None, None, None)
@@ -107,14 +129,20 @@ class NodeMachine(RuleBasedStateMachine):
         if session in self.oracle.sessions:
             self.oracle.sessions[session].beat_s = self.clock.now_s
 
-    @precondition(lambda self: self.oracle.sessions)
-    @rule(numbers=SEVERAL, pages=PAGES, ttl_s=TTLS)
-    def put(self, numbers: list[int], pages: int, ttl_s: int) -> None:
-        """What most clients do: reserve, write and commit."""
+    @rule(numbers=SEVERAL, pages=PAGES, ttl_s=TTLS, then=THEN)
+    def put(self, numbers: list[int], pages: int, ttl_s: int, then: tuple[str, ...]) -> None:
+        """What most clients do: reserve, write and commit, and soon use what they have put."""
         before = len(self.tickets)
-        self.reserve_some(max(self.oracle.sessions), numbers, pages, ttl_s)
+        self.reserve_some(self.living_session(), numbers, pages, ttl_s)
         for ticket in self.tickets[before:]:
             self.commit_ticket(ticket, True, 1)
+        for use in then:
+            if use == "read":
+                self.acquire_some(self.living_session(), numbers, 1500)
+            elif use == "hold":
+                self.hold_some(numbers, "a", 2)
+            else:
+                self.delete_some(numbers, by_gossip=False)
 
     @rule(data=st.data(), numbers=SEVERAL, pages=PAGES, ttl_s=TTLS, same_put=st.booleans())
     def reserve(
@@ -217,7 +245,8 @@ class NodeMachine(RuleBasedStateMachine):
         mine = holder is not None and holder[1].generation == ticket.generation
         here = self.oracle.held.get(ticket.name)
         digest = 0
-        if mine:  # a client whose reservation is gone must not write, so this one does not
+        doomed = self.oracle.doomed.get(ticket.generation)
+        if mine or doomed:  # whose reservation is gone must not write, so this one does not
             digest = write_cell(self.writers_view, ticket.offset, ticket.new) ^ (not good)
         slots, generations = self.packed_tickets([ticket] * times)
         digests = np.array([digest] * times, np.uint64)
@@ -230,10 +259,12 @@ class NodeMachine(RuleBasedStateMachine):
                 del self.oracle.writing[ticket.name]
                 assert set(outcomes) == {CellOutcome.STORED}
             else:
-                self.oracle.give_up(ticket.name)
+                self.oracle.give_up(holder[1])
                 assert outcomes == [CellOutcome.DAMAGED, CellOutcome.LOST][:times]
         else:
             assert set(outcomes) == {CellOutcome.LOST}
+            if doomed is not None and ticket.session == doomed[0]:
+                self.oracle.give_up(doomed[1])
 
     @precondition(lambda self: self.tickets)
     @rule(data=st.data(), sure=st.booleans(), twice=st.booleans())
@@ -241,15 +272,22 @@ class NodeMachine(RuleBasedStateMachine):
         ticket = data.draw(st.sampled_from(self.tickets))
         call = self.node.abort if sure else self.node.abandon
         call(ticket.session, *self.packed_tickets([ticket] * (1 + twice)))
-        holder = self.oracle.writing.get(ticket.name)
-        if holder is None or holder[1].generation != ticket.generation:
-            return
-        if ticket.session == holder[0]:
-            (self.oracle.give_up if sure else self.oracle.retire)(ticket.name)
+        writing = [*self.oracle.writing.values(), *self.oracle.doomed.values()]
+        for session, cell in writing:
+            if (session, cell.generation) == (ticket.session, ticket.generation):
+                (self.oracle.give_up if sure else self.oracle.retire)(cell)
 
     @rule(data=st.data(), numbers=SEVERAL, lease_ms=st.sampled_from([0, 200, 1500]))
     def acquire(self, data: st.DataObject, numbers: list[int], lease_ms: int) -> None:
-        session = self.any_session(data)
+        self.acquire_some(self.any_session(data), numbers, lease_ms)
+
+    @precondition(lambda self: self.oracle.held)
+    @rule(data=st.data(), lease_ms=st.sampled_from([200, 1500]))
+    def read(self, data: st.DataObject, lease_ms: int) -> None:
+        """What most clients do: lease what is there."""
+        self.acquire_some(self.living_session(), self.held_numbers(data), lease_ms)
+
+    def acquire_some(self, session: int, numbers: list[int], lease_ms: int) -> None:
         names = [name_of(number) for number in numbers]
         keys, cells = packed([key for key, _ in names]), cells_of(*(c for _, c in names))
         reply = self.node.acquire(session, keys, cells, lease_ms)
@@ -284,8 +322,7 @@ class NodeMachine(RuleBasedStateMachine):
         number = data.draw(st.sampled_from(sorted(self.oracle.leases)))
         session = self.any_session(data)
         self.node.release(session, number)
-        if self.oracle.leases[number].session == session:
-            del self.oracle.leases[number]
+        self.oracle.forget_leases(lambda one, lease: (one, lease.session) == (number, session))
 
     @rule(numbers=SEVERAL)
     def touch(self, numbers: list[int]) -> None:
@@ -295,18 +332,74 @@ class NodeMachine(RuleBasedStateMachine):
         assert self.node.touch(packed(keys), 0b11) == len(visible)
         self.touched(set(visible))
 
+    @rule(data=st.data(), by_gossip=st.booleans())
+    def delete(self, data: st.DataObject, by_gossip: bool) -> None:
+        """Blocks are deleted, here or by a neighbour; a burial keeps nobody from putting again."""
+        self.delete_some(data.draw(st.just(self.held_numbers(data)) | SEVERAL), by_gossip)
+
+    def delete_some(self, numbers: list[int], by_gossip: bool) -> None:
+        self.changes()
+        keys = packed([name_of(number)[0] for number in numbers])
+        before = {name for name in self.oracle.held if name[0] in {key.tobytes() for key in keys}}
+        if by_gossip:
+            self.deletes += 1
+            ids = np.full(len(keys), self.deletes << 56, np.uint64)
+            self.node.life.deletes_from(BurialPage(keys, ids, np.zeros(len(keys), np.uint64)))
+        else:
+            assert self.node.life.bury(self.node.life.delete(keys))
+        assert set(self.changes()) == {(name, False) for name in before}
+        for key in keys:
+            self.oracle.delete(key.tobytes())
+
+    @rule(
+        data=st.data(), handle=st.sampled_from("ab"), ttl_s=st.sampled_from([1, 2, 5]),
+    )  # fmt: skip
+    def hold(self, data: st.DataObject, handle: str, ttl_s: int) -> None:
+        """All or nothing, within the budget; cells of blocks 0 to 2, and of block 3 another."""
+        self.hold_some(data.draw(st.just(self.held_numbers(data)) | SEVERAL), handle, ttl_s)
+
+    def hold_some(self, numbers: list[int], handle: str, ttl_s: int) -> None:
+        wall_ms = self.clock.wall_ms()
+        for mask in (1, 2):
+            names = [n for n in map(name_of, numbers) if 1 << n[1] == mask]
+            if not names:
+                continue
+            keys = packed([key for key, _ in names])
+            reply = self.node.life.hold(HoldRequest(TENANT, handle, keys, mask, 1000 * ttl_s))
+            if not all(self.oracle.visible(name, wall_ms) for name in names):
+                assert reply.outcome is HoldOutcome.NOT_HELD
+                continue
+            before = self.oracle.held_pages()
+            trial = deepcopy(self.oracle)
+            trial.hold(handle, names, ttl_s, wall_ms)
+            if before < trial.held_pages() > HOLD_PAGES:
+                assert reply.outcome is HoldOutcome.OVER_BUDGET
+                continue
+            assert reply.outcome is HoldOutcome.GRANTED
+            assert reply.held_bytes == PAGE * trial.held_pages()
+            self.oracle.hold(handle, names, ttl_s, wall_ms)
+
+    @rule(handle=st.sampled_from("ab"))
+    def release_hold(self, handle: str) -> None:
+        assert self.node.life.release_hold(TENANT, handle) == (handle in self.oracle.holds)
+        if handle in self.oracle.holds:
+            self.oracle.release_hold(handle, self.clock.wall_ms())
+
     def touched(self, names: set[Name]) -> None:
         stamp = self.oracle.next_stamp()
         for name in names:
             self.oracle.held[name].stamp = stamp
             self.oracle.held[name].slide(self.clock.wall_ms(), None)
 
-    @rule(ticks=st.integers(1, 12))
-    def pass_time(self, ticks: int) -> None:
+    @rule(ticks=st.integers(1, 12), beating=st.sampled_from([True, True, False]))
+    def pass_time(self, ticks: int, beating: bool) -> None:
         for _ in range(ticks):
             self.clock.advance(TICK_S)
+            for session in self.oracle.sessions if beating else ():
+                assert self.node.beat(session)
+                self.oracle.sessions[session].beat_s = self.clock.now_s
             self.node.tick()
-            self.oracle.tick(self.clock.now_s)
+            self.oracle.tick(self.clock.now_s, self.clock.wall_ms())
 
     @rule()
     def stand_still(self) -> None:
@@ -315,7 +408,7 @@ class NodeMachine(RuleBasedStateMachine):
         lively = {n for n, one in self.oracle.sessions.items() if one.beat_s > latest_s}
         self.clock.advance(5.0)
         self.node.tick()
-        self.oracle.tick(self.clock.now_s)
+        self.oracle.tick(self.clock.now_s, self.clock.wall_ms())
         assert lively <= set(self.oracle.sessions)
 
     @rule()
@@ -325,9 +418,8 @@ class NodeMachine(RuleBasedStateMachine):
         self.changes()
         capacity = CAPACITY_PAGES * PAGE
         tier = HostTier.adopt(FS, self.clock, self.folder, capacity, self.incarnation)
-        identity = NodeIdentity("n", self.incarnation, "h", str(self.folder))
-        self.node = Node(identity, tier, self.clock)
-        self.oracle.restart()
+        self.node = self.new_node(tier)
+        self.oracle.restart(self.clock.wall_ms())
         self.oracle.ticked_s = self.clock.now_s
 
     @rule()
@@ -336,6 +428,17 @@ class NodeMachine(RuleBasedStateMachine):
         for page, use in enumerate(self.oracle.pages):
             if use is Page.RETIRED:
                 self.writers_view.view(page * PAGE, PAGE)[:] = 0xAA
+
+    def living_session(self) -> int:
+        """The newest, or a new one."""
+        if not self.oracle.sessions:
+            self.open_session()
+        return max(self.oracle.sessions)
+
+    def held_numbers(self, data: st.DataObject) -> list[int]:
+        """Some of the blocks that are held, one if none is."""
+        held = [number for number, name in enumerate(NAMES) if name in self.oracle.held]
+        return data.draw(st.lists(st.sampled_from(held or [0]), min_size=1, max_size=3))
 
     def any_session(self, data: st.DataObject) -> int:
         """A session that lives, or one that never did."""
@@ -354,6 +457,11 @@ class NodeMachine(RuleBasedStateMachine):
 
     @invariant()
     def exactly_what_is_held_is_found(self) -> None:
+        marks = {mark.handle: mark.remaining_ms for mark in self.node.life.holds_of(TENANT)}
+        assert marks == {
+            handle: round(1000 * (until_s - self.clock.now_s))
+            for handle, (until_s, _) in self.oracle.holds.items()
+        }
         for number, name in enumerate(NAMES):
             visible = self.oracle.visible(name, self.clock.wall_ms())
             new = cell(number)
@@ -367,9 +475,10 @@ class NodeMachine(RuleBasedStateMachine):
     @invariant()
     def all_memory_is_accounted_for(self) -> None:
         stats, oracle = self.node.stats(), self.oracle
+        assert stats.promised_bytes == PAGE * oracle.held_pages()
         assert stats.host.held_cells == len(oracle.held)
         assert stats.host.held_bytes == PAGE * sum(h.pages for h in oracle.held.values())
-        assert stats.host.reserved_cells == len(oracle.writing)
+        assert stats.host.reserved_cells == len(oracle.writing) + len(oracle.doomed)
         assert stats.host.retired_bytes == PAGE * oracle.pages.count(Page.RETIRED)
         assert (stats.sessions, stats.leases) == (len(oracle.sessions), len(oracle.leases))
         assert len(oracle.pages) - oracle.pages.count(Page.RETIRED) == CAPACITY_PAGES

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kvstore.fs import LinuxFileSystem
+from kvstore.fs import DurableFiles, LinuxFileSystem, MemoryFiles
 from tests.source_tree import ROOT
 from tests.worlds import PAGE, shared_folder
 
@@ -109,7 +109,7 @@ def test_a_refused_punch_says_so(folder: Path) -> None:
 FORK = """
 import os, signal, sys
 from pathlib import Path
-from kvstore.fs import LinuxFileSystem
+from kvstore.fs import DurableFiles, LinuxFileSystem, MemoryFiles
 fs = LinuxFileSystem()
 path = Path(sys.argv[1])
 fs.create(path, 4096)
@@ -130,3 +130,44 @@ def test_a_fork_cannot_write_into_the_mapping(folder: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("files", [FS, MemoryFiles()], ids=["disk", "memory"])
+def test_small_files_are_appended_to_and_replaced_whole(
+    tmp_path: Path, files: DurableFiles
+) -> None:
+    folder = tmp_path / "small"
+    files.make_folder(folder)
+    path = folder / "file"
+    assert files.read(path) is None
+    assert files.names(folder) == []
+    files.append(path, b"one")
+    files.append(path, b"two")
+    assert files.read(path) == b"onetwo"
+    files.replace(path, b"new")
+    files.replace(folder / "other", b"")
+    assert files.read(path) == b"new"
+    assert files.names(folder) == ["file", "other"]
+    files.remove(path)
+    files.remove(path)
+    assert files.names(folder) == ["other"]
+
+
+def test_small_files_are_private_and_leave_nothing_beside_them(tmp_path: Path) -> None:
+    FS.append(tmp_path / "log", b"row")
+    FS.replace(tmp_path / "whole", b"content")
+    assert {path.name for path in tmp_path.iterdir()} == {"log", "whole"}
+    assert all(path.stat().st_mode & 0o777 == 0o600 for path in tmp_path.iterdir())
+
+
+def test_a_file_that_cannot_be_written_anew_stays_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: int) -> None:
+        raise OSError("the disk refuses")
+
+    FS.replace(tmp_path / "file", b"former")
+    monkeypatch.setattr(os, "fdatasync", refuse)
+    with pytest.raises(OSError, match="refuses"):
+        FS.replace(tmp_path / "file", b"new")
+    assert FS.read(tmp_path / "file") == b"former"

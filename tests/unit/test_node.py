@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from kvstore import leases as leases_module
-from kvstore import node as node_module
+from kvstore import sessions as sessions_module
 from kvstore.arena import Arena
 from kvstore.block import HEADER_BYTES
 from kvstore.calls import (
@@ -23,7 +23,8 @@ from kvstore.clock import ManualClock
 from kvstore.errors import UsageError
 from kvstore.fs import LinuxFileSystem
 from kvstore.leases import LEASE_MARGIN_S, LEASE_MS_MAX
-from kvstore.node import RESERVATION_S_MAX, SESSION_DEAD_S, STALL_S, Node
+from kvstore.node import Node
+from kvstore.sessions import RESERVATION_S_MAX, SESSION_DEAD_S, STALL_S
 from kvstore.table import WAYS
 from kvstore.tiers.host import HostTier
 from kvstore.tiers.tier import NewCell, Refusal
@@ -150,7 +151,7 @@ def test_an_unknown_session_changes_nothing(world: World) -> None:
 
 
 def test_sessions_are_numbered_and_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(node_module, "SESSIONS_MAX", 3)
+    monkeypatch.setattr(sessions_module, "SESSIONS_MAX", 3)
     sessions = [world.node.open_session() for _ in range(4)]
     assert len(set(sessions[:3])) == 3
     assert sessions[3] == 0
@@ -446,7 +447,7 @@ def test_impossible_cells_are_refused_alone(
 
 
 def test_reservations_have_a_quota(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(node_module, "RESERVATIONS_PER_SESSION_MAX", 2)
+    monkeypatch.setattr(sessions_module, "RESERVATIONS_PER_SESSION_MAX", 2)
     session = world.node.open_session()
     reply = world.reserve(session, [new_cell(number) for number in range(3)])
     assert reply.outcomes.tolist() == [Outcome.RESERVED, Outcome.RESERVED, Outcome.REFUSED]

@@ -46,7 +46,9 @@ def filled(table: KeyTable, rng: np.random.Generator) -> Keys:
         record["offset"] = slot * 4096
         record["length"] = slot + 1
         record["cell"] = slot % CELLS
-        table.insert(keys[slot].tobytes(), slot, header_digest=slot * 977)
+    for slots in np.array_split(np.arange(SLOTS, dtype=np.uint32), 10):
+        digests = slots.astype(np.uint64) * np.uint64(977)
+        assert table.insert_all(keys[slots], slots, digests).all()
     return keys
 
 

@@ -1,0 +1,127 @@
+"""Deletes: blocks that are to be found no more, here and, when it is done, after any crash.
+
+    delete ──> in memory, at once ──> on the disk, durably: done ──> buried: in the book and the log
+
+Buried last, because a burial says that the delete is done here: after a crash before that, a
+neighbour's gossip brings the same delete again. Deletes that others tell of are buried without
+further asking. A block with a burial may be stored again.
+
+Does not cover: who else is told (``kvstore.rpc``), what a delete is to the tiers.
+"""
+
+from dataclasses import dataclass
+
+from kvstore.burial_log import BurialLog
+from kvstore.burials import Burial, BurialBook, BurialPage, DeleteClock
+from kvstore.calls import DELETE_ID_MAX, DELETE_KEYS_MAX
+from kvstore.clock import Clock
+from kvstore.errors import UsageError
+from kvstore.holds import Holds
+from kvstore.key import Keys
+from kvstore.lasting import Lasting
+from kvstore.tiers.behind import Behind, Erasure, as_keys
+from kvstore.tiers.host import HostTier
+
+MEND_S = 1.0
+"""How often a log that the disk refused is tried again, and what is outdated forgotten."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Deletion:
+    """One delete of ``keys``, invisible by now."""
+
+    id: int
+    keys: Keys
+    erasure: Erasure
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing on the disk brings the blocks back."""
+        return self.erasure.is_done
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Heard:
+    """Deletes that a neighbour told of."""
+
+    burials: dict[bytes, Burial]
+    erasure: Erasure
+
+
+class Deletes:
+    """All deletes of a node."""
+
+    def __init__(
+        self, host: HostTier, behind: Behind, holds: Holds, clock: Clock, lasting: Lasting
+    ) -> None:
+        self.book = BurialBook()
+        self._host = host
+        self._holds = holds
+        self._behind = behind
+        self._clock = clock
+        self._log = BurialLog(lasting.files, lasting.folder, self.book, clock.wall_ms())
+        self._ids = DeleteClock()
+        self._ids.see(max([self.book.floor, *(burial.id for _, burial in self.book.items()[:1])]))
+        self._heard: list[_Heard] = []
+        self._mended_s = clock.monotonic_s()
+
+    def begin(self, keys: Keys, delete_id: int | None = None) -> Deletion:
+        """Delete blocks, under a new id unless another node has given it one."""
+        if len(keys) > DELETE_KEYS_MAX:
+            raise UsageError(f"{len(keys)} keys in one delete are over {DELETE_KEYS_MAX}: split it")
+        if delete_id is None:
+            delete_id = self._ids.next_id(self._clock.wall_ms())
+        if not 0 < delete_id <= DELETE_ID_MAX:
+            raise UsageError(f"{delete_id} is no id of a delete: 1 to {DELETE_ID_MAX} are")
+        self._ids.see(delete_id)
+        return Deletion(delete_id, keys.copy(), self._erase(keys))
+
+    def bury(self, deletion: Deletion) -> bool:
+        """Remember a deletion that is done; whether it is remembered durably."""
+        if not deletion.is_done:
+            raise UsageError("a deletion is buried when it is done: wait until is_done says so")
+        burial = Burial(deletion.id, self._clock.wall_ms())
+        return self._enter({key.tobytes(): burial for key in deletion.keys})
+
+    def hear(self, page: BurialPage) -> None:
+        """Do what a neighbour has done, where it is news."""
+        wall_ms = self._clock.wall_ms()
+        under_way: dict[bytes, int] = {}
+        for heard in self._heard:
+            for key, burial in heard.burials.items():
+                under_way[key] = max(burial.id, under_way.get(key, 0))
+        fresh: dict[bytes, Burial] = {}
+        rows = zip(page.keys, page.ids.tolist(), page.ages_ms.tolist(), strict=True)
+        for packed, delete_id, age_ms in rows:
+            key = packed.tobytes()
+            if not 0 < delete_id <= DELETE_ID_MAX:
+                continue
+            self._ids.see(delete_id)
+            known = fresh.get(key)
+            newest = max(under_way.get(key, 0), 0 if known is None else known.id)
+            if delete_id > newest and self.book.is_news(key, delete_id):
+                fresh[key] = Burial(delete_id, max(0, wall_ms - age_ms))
+        if fresh:
+            self._heard.append(_Heard(fresh, self._erase(as_keys(b"".join(fresh)))))
+
+    def step(self) -> None:
+        """Bury what others told of and is done here, and see to the log."""
+        done = [heard for heard in self._heard if heard.erasure.is_done]
+        for heard in done:
+            self._heard.remove(heard)
+            self._enter(heard.burials)
+        now_s = self._clock.monotonic_s()
+        if now_s - self._mended_s >= MEND_S:
+            self._mended_s = now_s
+            self.book.forget_outdated(self._clock.wall_ms())
+            self._log.mend()
+
+    def _erase(self, keys: Keys) -> Erasure:
+        self._holds.lose(keys)
+        self._host.delete(keys)
+        return self._behind.erase(keys)
+
+    def _enter(self, burials: dict[bytes, Burial]) -> bool:
+        fresh = [(key, burial) for key, burial in burials.items() if self.book.enter(key, burial)]
+        self.book.forget_outdated(self._clock.wall_ms())
+        return self._log.append(fresh)

@@ -1,0 +1,89 @@
+"""A hold: cells that a node has promised to keep, for whom, under which handle, until when.
+
+Does not cover: all holds of a node together (``kvstore.holds``).
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from kvstore.changes import as_words
+from kvstore.key import KEY_BYTES, Keys
+from kvstore.table import Cells
+
+Sizes = npt.NDArray[np.uint64]
+Rows = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Hold:
+    """Different cells, a row each, until ``until_s`` (monotonic), at most ``ttl_ms`` from now."""
+
+    tenant: bytes
+    handle: str
+    keys: Keys
+    cells: Cells
+    sizes_bytes: Sizes
+    ttl_ms: int
+    until_s: float
+
+    def __len__(self) -> int:
+        return len(self.cells)
+
+    def select(self, rows: Rows) -> "Hold":
+        """The same promise for some of the cells."""
+        return replace(
+            self, keys=self.keys[rows], cells=self.cells[rows], sizes_bytes=self.sizes_bytes[rows]
+        )
+
+    def without(self, other: "Hold") -> "Hold":
+        """The cells that the other one does not cover."""
+        theirs = set(other.names())
+        return self.select(np.array([name not in theirs for name in self.names()], np.bool_))
+
+    def joined(self, other: "Hold") -> "Hold":
+        """The cells of both, until the later end."""
+        more = other.without(self)
+        later = max((self, other), key=lambda hold: hold.until_s)
+        return replace(
+            later,
+            keys=np.concatenate([self.keys, more.keys]),
+            cells=np.concatenate([self.cells, more.cells]),
+            sizes_bytes=np.concatenate([self.sizes_bytes, more.sizes_bytes]),
+        )
+
+    def on(self, keys: Keys) -> Rows:
+        """Which rows are of one of these blocks."""
+        rows: Rows = np.isin(_words(self.keys), _words(keys))
+        wanted = {key.tobytes() for key in keys}
+        for row in np.flatnonzero(rows).tolist():
+            rows[row] = self.keys[row].tobytes() in wanted
+        return rows
+
+    def names(self) -> list[bytes]:
+        """Key and cell of each row."""
+        packed = np.empty((len(self), KEY_BYTES + 1), np.uint8)
+        packed[:, :KEY_BYTES], packed[:, KEY_BYTES] = self.keys, self.cells
+        return [row.tobytes() for row in packed]
+
+
+def distinct_bytes(holds: Iterable[Hold]) -> int:
+    """What the cells of some holds take, each counted once."""
+    every = list(holds)
+    if not every:
+        return 0
+    words = [_words(hold.keys) for hold in every]
+    cells = np.concatenate([hold.cells for hold in every]).astype(np.uint64)
+    # Equal numbers of different cells are too rare to matter for a sum.
+    names = np.concatenate(words) ^ cells * np.uint64(0x9E3779B97F4A7C15)
+    sizes_bytes = np.concatenate([hold.sizes_bytes for hold in every])
+    _, first = np.unique(names, return_index=True)
+    return int(sizes_bytes[first].sum())
+
+
+def _words(keys: Keys) -> npt.NDArray[np.uint64]:
+    """The first word of each key."""
+    words: npt.NDArray[np.uint64] = as_words(keys)[:, 0]
+    return words

@@ -1,0 +1,180 @@
+"""Life: what becomes of blocks that a node holds: deletes, promises, erasure, and what it says.
+
+    delete ──> found no more ──> wiped for good ──> buried        a neighbour's gossip does the same
+    hold   ──> kept ──> released, or its time is up
+    erase  ──> a tenant's next epoch: nobody computes its old keys any more
+
+A node that was in a map with others and finds cells at its start is *sealed*: others may have
+deleted them meanwhile. What it holds is not found, and not announced, until it has heard from all
+of them and is unsealed. Writing goes on.
+
+Belongs to a ``kvstore.node.Node``, and is driven by its one thread. Does not cover: who is told
+(``kvstore.rpc``), writing and reading.
+"""
+
+from collections.abc import Sequence
+
+from kvstore.burials import BurialBook, BurialPage
+from kvstore.calls import (
+    INSPECT_KEYS_MAX,
+    HoldMark,
+    HoldReply,
+    HoldRequest,
+    Inspection,
+)
+from kvstore.changes import Changes
+from kvstore.clock import Clock
+from kvstore.deletes import Deletes, Deletion
+from kvstore.errors import UsageError
+from kvstore.holds import Holds
+from kvstore.key import Keys
+from kvstore.lasting import Lasting
+from kvstore.tenants import EpochPage, TenantEpochs
+from kvstore.tiers.behind import Behind
+from kvstore.tiers.copies import Copy, Where, copies_of
+from kvstore.tiers.host import HostTier
+
+
+class Life:
+    """Deletes, holds, epochs of tenants, and the seal, of one node."""
+
+    def __init__(
+        self,
+        tier: HostTier,
+        behind: Behind,
+        clock: Clock,
+        lasting: Lasting,
+        hold_bytes: int | None = None,
+    ) -> None:
+        self.tenants = TenantEpochs(lasting)
+        self._tier = tier
+        self._behind = behind
+        self._clock = clock
+        self._lasting = lasting
+        self.holds = Holds(tier, behind, clock, lasting, hold_bytes)
+        self._deletes = Deletes(tier, behind, self.holds, clock, lasting)
+        self._unseals = 0
+        found_something = bool(tier.stats.adopted) or behind.has_disk
+        self._seal(found_something and lasting.had_company)
+
+    @property
+    def is_sealed(self) -> bool:
+        """Whether nothing that is held may be found yet."""
+        return self._tier.table.is_sealed
+
+    @property
+    def epoch(self) -> int:
+        """Grows when what is announced was replaced as a whole: ask for ``snapshot`` then."""
+        return self._behind.epoch + self._unseals
+
+    def unseal(self) -> None:
+        """This node has heard of all deletes: what it holds may be found."""
+        if self.is_sealed:
+            self._behind.drain_changes()
+            self._seal(False)
+            self._unseals += 1
+
+    def keep_company(self) -> None:
+        """This node is in a map with others: after a restart it is sealed until ``unseal``."""
+        self._lasting.keep_company()
+
+    def drain_changes(self) -> Changes:
+        """Cells that came and went since the last call, in order."""
+        changes = self._behind.drain_changes()
+        return Changes.empty() if self.is_sealed else changes
+
+    def snapshot(self) -> Changes:
+        """Everything that may be found, as if it had just come."""
+        return Changes.empty() if self.is_sealed else self._behind.snapshot()
+
+    @property
+    def burials(self) -> BurialBook:
+        """The deletes that this node remembers."""
+        return self._deletes.book
+
+    def delete(self, keys: Keys, delete_id: int | None = None) -> Deletion:
+        """Let blocks be found no more, from now on; ``bury`` it when it is done.
+
+        Without an id, this node makes one.
+        """
+        return self._deletes.begin(keys, delete_id)
+
+    def bury(self, deletion: Deletion) -> bool:
+        """Remember a deletion that is done; ``False``: the disk refused, it is tried again."""
+        return self._deletes.bury(deletion)
+
+    def burial_page(self, start: int, count: int) -> BurialPage:
+        """Some of this node's burials, newest first."""
+        return self.burials.page(start, count, self._clock.wall_ms())
+
+    def deletes_from(self, page: BurialPage) -> None:
+        """Do, and bury, what a neighbour has deleted and this node has not heard of."""
+        self._deletes.hear(page)
+
+    def hold(self, request: HoldRequest) -> HoldReply:
+        """Promise to keep blocks for a tenant, all of them or none."""
+        return self.holds.grant(request)
+
+    def release_hold(self, tenant: bytes, handle: str) -> bool:
+        """End a promise early; ``False`` if there is none."""
+        return self.holds.release(tenant, handle)
+
+    def holds_of(self, tenant: bytes) -> list[HoldMark]:
+        """What is promised to a tenant."""
+        return self.holds.of_tenant(tenant)
+
+    def erase(self, tenant: bytes) -> int:
+        """Begin a new epoch of a tenant (``tenant_digest``), durable when this returns.
+
+        Its old blocks are nobody's any more, so its holds are over.
+        """
+        epoch = self.tenants.erase(tenant)
+        self.holds.release_all(tenant)
+        return epoch
+
+    def raise_epochs(self, page: EpochPage) -> bool:
+        """Take over what a neighbour knows; ``False``: the disk refused, it is tried again."""
+        for tenant in self.tenants.merge(page):
+            self.holds.release_all(tenant)
+        return self.tenants.mend()
+
+    def inspect(self, keys: Keys) -> list[Inspection]:
+        """What is known of each of some blocks."""
+        if len(keys) > INSPECT_KEYS_MAX:
+            raise UsageError(f"{len(keys)} keys are over {INSPECT_KEYS_MAX}: ask for fewer")
+        wall_ms = self._clock.wall_ms()
+        return [self._inspect_one(keys[row : row + 1], wall_ms) for row in range(len(keys))]
+
+    def tick(self) -> None:
+        """Go on with what waits for the disk, and end what is over."""
+        self._deletes.step()
+        self.holds.tick()
+        self.tenants.mend()
+
+    def _seal(self, sealed: bool) -> None:
+        self._tier.table.set_sealed(sealed)
+        self._behind.seal(sealed)
+
+    def _inspect_one(self, key: Keys, wall_ms: int) -> Inspection:
+        copies = copies_of(self._tier, self._behind, key, wall_ms)
+        burial = self.burials.get(key.tobytes())
+        expiring = [copy for copy in copies if copy.expires_ms]
+        first = min(expiring, key=lambda copy: copy.expires_ms, default=None)
+        checks_ms = [copy.checked_ago_ms for copy in copies]
+        known_ms = [ago_ms for ago_ms in checks_ms if ago_ms is not None]
+        return Inspection(
+            key=key.tobytes(),
+            arena_mask=_mask(copies, Where.ARENA),
+            disk_mask=_mask(copies, Where.DISK),
+            size_bytes=sum(copy.length for copy in copies),
+            ttl_s=0 if first is None else first.ttl_s,
+            remaining_ms=0 if first is None else first.expires_ms - wall_ms,
+            holds=self.holds.on(key),
+            verified_ms_ago=max(known_ms) if copies and len(known_ms) == len(copies) else None,
+            buried_ms_ago=None if burial is None else max(0, wall_ms - burial.when_ms),
+        )
+
+
+def _mask(copies: Sequence[Copy], where: Where) -> int:
+    """Which cells are there."""
+    return sum(1 << copy.cell for copy in copies if copy.where is where)

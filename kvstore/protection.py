@@ -1,0 +1,160 @@
+"""Protection: of each cell that is promised, one copy that does not leave.
+
+    on the disk         that copy: pinned in the NVMe tier, the one in the arena is ordinary
+    in the arena only   that copy: pinned in the host tier, and wanted on the disk
+
+How many promises protect a copy is counted: packed, two bytes for each slot and each record. A
+cell's expiry is moved behind the end of its promise, in both tiers; when the last one ends, the
+cell lives no longer than a use just then would let it.
+
+The disk's pins end with its ``epoch``, and a copy can turn out damaged: then everything is counted
+anew by ``kvstore.holds``. Does not cover: who is promised what.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+from kvstore.key import Keys
+from kvstore.table import Cells, Slots
+from kvstore.tiers.behind import Behind
+from kvstore.tiers.host import HostTier
+
+Rows = npt.NDArray[np.bool_]
+
+
+class Protection:
+    """Which copies are protected, by how many promises."""
+
+    def __init__(self, host: HostTier, behind: Behind) -> None:
+        self._host = host
+        self._behind = behind
+        self._above = np.zeros(len(host.table.slots), np.uint16)
+        self._below = np.zeros(behind.cells_max, np.uint16)
+        self._epoch = behind.epoch
+        self._is_lacking = False
+
+    @property
+    def nbytes(self) -> int:
+        """Memory for bookkeeping."""
+        return self._above.nbytes + self._below.nbytes
+
+    def add(self, keys: Keys, cells: Cells, until_ms: int) -> Rows:
+        """Promise different cells once more, until then; which of them are here."""
+        self._follow()
+        above = self._host.table.find_sealed(keys, cells)
+        below = self._behind.locate(keys, cells)
+        numbers, slots = below.slots[below.held], above.slots[above.held & ~below.held]
+        self._keep(numbers)
+        self._below[numbers] += 1
+        self._host.pin(slots[self._above[slots] == 0].tolist())
+        self._above[slots] += 1
+        self._prolong(above.slots[above.held], numbers, until_ms)
+        self._behind.want(slots)
+        here: Rows = above.held | below.held
+        return here
+
+    def take(self, keys: Keys, cells: Cells, wall_ms: int) -> None:
+        """Undo one ``add`` of these cells, wherever they are now."""
+        self._follow()
+        above = self._host.table.find_sealed(keys, cells)
+        below = self._behind.locate(keys, cells)
+        kept_below = below.held & (self._below[np.where(below.held, below.slots, 0)] > 0)
+        kept_above = above.held & ~kept_below
+        kept_above &= self._above[np.where(above.held, above.slots, 0)] > 0
+        numbers, slots = below.slots[kept_below], above.slots[kept_above]
+        self._below[numbers] -= 1
+        self._let_go(numbers[self._below[numbers] == 0])
+        self._above[slots] -= 1
+        self._host.unpin(slots[self._above[slots] == 0].tolist())
+        free = kept_below & (self._below[below.slots] == 0)
+        free |= kept_above & (self._above[above.slots] == 0)
+        self._curtail(above.slots[free & above.held], below.slots[free & below.held], wall_ms)
+
+    def clear(self) -> None:
+        """Protect nothing, before everything is added anew."""
+        self._follow()
+        self._host.unpin(np.flatnonzero(self._above).tolist())
+        self._above[:] = 0
+        self._let_go(np.flatnonzero(self._below).astype(np.uint32))
+        self._below[:] = 0
+        self._is_lacking = False
+
+    def settle(self) -> bool:
+        """Leave to the disk what has arrived there; ``False``: something has to be added anew."""
+        self._follow()
+        numbers = np.flatnonzero(self._below).astype(np.uint32)
+        self._is_lacking |= not self._behind.are_held(numbers).all()
+        slots = np.flatnonzero(self._above).astype(np.uint32)
+        if self._is_lacking or not len(slots):
+            return not self._is_lacking
+        records = self._host.table.slots
+        below = self._behind.locate(self._host.table.keys_of(slots), records["cell"][slots])
+        arrived, numbers = slots[below.held], below.slots[below.held]
+        self._keep(numbers)
+        self._below[numbers] += self._above[arrived]
+        self._prolong(slots[:0], numbers, records["expires_ms"][arrived])
+        self._above[arrived] = 0
+        self._host.unpin(arrived.tolist())
+        self._behind.want(slots[~below.held])
+        return True
+
+    def lift(self, slot: int) -> int:
+        """Let a cell of the arena go that somebody found damaged; how many promises it had."""
+        count = int(self._above[slot])
+        if count:
+            self._above[slot] = 0
+            self._host.unpin([slot])
+        return count
+
+    def lower(self, slot: int, count: int, is_whole: bool) -> None:
+        """The end of ``lift``: it was whole, or is gone."""
+        if count and is_whole:
+            self._above[slot] = count
+            self._host.pin([slot])
+        self._is_lacking |= bool(count) and not is_whole
+
+    def _follow(self) -> None:
+        """What the disk kept for us it does not any more if it went away meanwhile."""
+        if self._epoch != self._behind.epoch:
+            self._epoch = self._behind.epoch
+            self._below[:] = 0
+            self._is_lacking = True
+
+    def _keep(self, numbers: Slots) -> None:
+        disk = self._behind.disk
+        if disk is not None:
+            disk.keep(numbers[self._below[numbers] == 0])
+
+    def _let_go(self, numbers: Slots) -> None:
+        disk = self._behind.disk
+        if disk is not None:
+            disk.let_go(numbers)
+
+    def _prolong(
+        self, slots: Slots, numbers: Slots, until_ms: int | npt.NDArray[np.uint64]
+    ) -> None:
+        """Let cells that expire live until then, at least."""
+        until = np.asarray(until_ms, np.uint64)
+        expires = self._host.table.slots["expires_ms"]
+        expires[slots] = np.where(expires[slots] != 0, np.maximum(expires[slots], until), 0)
+        disk = self._behind.disk
+        if disk is not None and len(numbers):
+            former = disk.records["expires_ms"][numbers]
+            disk.set_expiry(numbers, np.where(former != 0, np.maximum(former, until), 0))
+
+    def _curtail(self, slots: Slots, numbers: Slots, wall_ms: int) -> None:
+        """Let cells live no longer than after a use just now."""
+        records = self._host.table.slots
+        records["expires_ms"][slots] = _after_use(records[slots], wall_ms)
+        disk = self._behind.disk
+        if disk is not None and len(numbers):
+            disk.set_expiry(numbers, _after_use(disk.records[numbers], wall_ms))
+
+
+def _after_use(records: npt.NDArray[np.void], wall_ms: int) -> npt.NDArray[np.uint64]:
+    """Until when cells live at most, used now."""
+    ttl_ms = records["ttl_s"].astype(np.uint64) * np.uint64(1000)
+    expires_ms: npt.NDArray[np.uint64] = np.minimum(
+        records["expires_ms"], np.uint64(wall_ms) + ttl_ms
+    )
+    return expires_ms

@@ -1,0 +1,162 @@
+"""Tenants: how often each was erased. Its epoch is in the root of all its key chains.
+
+    erase ──> epoch + 1 ──> nobody computes the old keys any more ──> the old blocks are evicted
+
+A tenant is named by a digest here. Epochs only grow: two nodes merge theirs by the larger one, and
+none is ever forgotten, because an epoch that came back would bring the blocks back. One file keeps
+them, written anew with every change.
+
+Does not cover: how engines learn an epoch (``kvstore.rpc``), keys (``kvstore.namespace``).
+"""
+
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from blake3 import blake3
+from xxhash import xxh3_64_digest, xxh3_64_intdigest
+
+from kvstore.errors import StateError, UsageError
+from kvstore.lasting import Lasting
+
+log = logging.getLogger(__name__)
+
+TENANT_BYTES = 16
+TENANTS_MAX = 1 << 16
+EPOCH_MAX = (1 << 63) - 1
+PAGE_TENANTS_MAX = 4096
+TENANTS_FILE = "tenants"
+ROW = np.dtype([("tenant", f"V{TENANT_BYTES}"), ("epoch", "<u8")])
+_CHECKSUM_BYTES = 8
+
+
+def tenant_digest(name: str) -> bytes:
+    """What a tenant is called among nodes."""
+    return blake3(name.encode(), derive_key_context="samovar 2026 tenant v1").digest(TENANT_BYTES)
+
+
+@dataclass(frozen=True, slots=True)
+class EpochDigest:
+    """How many tenants were erased, and the XOR of what names their epochs."""
+
+    tenants: int = 0
+    fold: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EpochPage:
+    """Some tenants, uint8 ``[n, 16]``, and their epochs. ``next`` is where the next page starts."""
+
+    tenants: npt.NDArray[np.uint8]
+    epochs: npt.NDArray[np.uint64]
+    next: int = 0
+
+    def __len__(self) -> int:
+        return len(self.epochs)
+
+
+class TenantEpochs:
+    """The epochs of all tenants that were ever erased."""
+
+    def __init__(self, lasting: Lasting) -> None:
+        self.version = 0
+        """Grows with every change."""
+        self._files = lasting.files
+        self._path = lasting.folder / TENANTS_FILE
+        self._epochs: dict[bytes, int] = {}
+        self._fold = 0
+        self._is_durable = True
+        self._read()
+
+    def epoch_of(self, tenant: bytes) -> int:
+        """How often a tenant was erased."""
+        return self._epochs.get(tenant, 0)
+
+    def digest(self) -> EpochDigest:
+        """Equal for two nodes exactly when they know the same epochs, but for rare chance."""
+        return EpochDigest(len(self._epochs), self._fold)
+
+    def page(self, start: int, count: int) -> EpochPage:
+        """At most ``count`` tenants from the ``start``-th on, those first that were erased first.
+
+        Epochs that change between two pages move nobody.
+        """
+        rows = list(self._epochs.items())[start : start + min(count, PAGE_TENANTS_MAX)]
+        stop = start + len(rows)
+        packed = b"".join(tenant for tenant, _ in rows)
+        return EpochPage(
+            np.frombuffer(packed, np.uint8).reshape(-1, TENANT_BYTES),
+            np.array([epoch for _, epoch in rows], np.uint64),
+            stop if stop < len(self._epochs) else 0,
+        )
+
+    def erase(self, tenant: bytes) -> int:
+        """Begin a new epoch of a tenant; durable when this returns."""
+        if len(tenant) != TENANT_BYTES:
+            raise UsageError(f"a tenant has {TENANT_BYTES} bytes here: take its tenant_digest")
+        if tenant not in self._epochs and len(self._epochs) >= TENANTS_MAX:
+            raise UsageError(f"{TENANTS_MAX} tenants were erased already: no further one can be")
+        epoch = self.epoch_of(tenant) + 1
+        self._enter(tenant, epoch)
+        self.mend()
+        if not self._is_durable:
+            raise StateError(f"{self._path} could not be written: ask for the erasure once more")
+        return epoch
+
+    def merge(self, page: EpochPage) -> list[bytes]:
+        """Take over larger epochs; whose."""
+        rows = zip(page.tenants, page.epochs.tolist(), strict=True)
+        news = [
+            (tenant.tobytes(), epoch)
+            for tenant, epoch in rows
+            if self.epoch_of(tenant.tobytes()) < epoch <= EPOCH_MAX
+        ]
+        for tenant, epoch in news:
+            self._enter(tenant, epoch)
+        self.mend()
+        return [tenant for tenant, _ in news]
+
+    def mend(self) -> bool:
+        """Write down what is not written yet; whether everything is durable."""
+        if self._is_durable:
+            return True
+        rows = np.array(
+            [(np.void(tenant), epoch) for tenant, epoch in self._epochs.items()], ROW
+        ).tobytes()
+        try:
+            self._files.replace(self._path, rows + xxh3_64_digest(rows))
+        except OSError as fault:
+            log.warning("%s could not be written, it is tried again: %s", self._path, fault)
+            return False
+        self._is_durable = True
+        return True
+
+    def _enter(self, tenant: bytes, epoch: int) -> None:
+        former = self._epochs.get(tenant)
+        if former is not None:
+            self._fold ^= _name(tenant, former)
+        self._epochs[tenant] = epoch
+        self._fold ^= _name(tenant, epoch)
+        self.version += 1
+        self._is_durable = False
+
+    def _read(self) -> None:
+        try:
+            data = self._files.read(self._path)
+        except OSError as fault:
+            log.warning("erasures before this start are unknown: %s", fault)
+            return
+        if data is None:
+            return
+        rows = data[:-_CHECKSUM_BYTES]
+        if len(rows) % ROW.itemsize or xxh3_64_digest(rows) != data[-_CHECKSUM_BYTES:]:
+            log.warning("%s is damaged: erasures before this start are unknown", self._path)
+            return
+        for row in np.frombuffer(rows, ROW):
+            self._enter(bytes(row["tenant"]), int(row["epoch"]))
+        self._is_durable = True
+
+
+def _name(tenant: bytes, epoch: int) -> int:
+    return xxh3_64_intdigest(tenant + epoch.to_bytes(8, "little"))

@@ -1,0 +1,127 @@
+"""The seal: what a node finds at its start is not found by others before all deletes are known."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from kvstore import probe
+from kvstore.burials import BurialPage
+from kvstore.calls import CellOutcome
+from kvstore.table import KeyTable
+from tests.life_world import LifeWorld, keys_of
+from tests.worlds import cells_of, shared_folder
+
+
+@pytest.fixture
+def world() -> Iterator[LifeWorld]:
+    with shared_folder() as folder:
+        yield LifeWorld(folder)
+
+
+def in_company(world: LifeWorld) -> None:
+    """Blocks 1 and 2 are on the disk, 1 and 3 in the arena; then the node is killed."""
+    world.life.keep_company()
+    world.put_twice(1, 2)
+    world.host.delete(keys_of(2))
+    world.put(3)
+    world.restart()
+
+
+def test_a_node_that_was_always_alone_is_never_sealed(world: LifeWorld) -> None:
+    world.put_twice(1)
+    world.restart()
+    assert not world.life.is_sealed
+    assert world.found(1) == [True]
+
+
+def test_nothing_is_found_or_announced_before_the_node_is_unsealed(world: LifeWorld) -> None:
+    in_company(world)
+    mapped = KeyTable.map(world.fs, world.folder)
+    assert world.node.stats().is_sealed
+    assert world.found(1, 2, 3) == [False] * 3
+    assert world.acquire(1, 2, 3).outcomes.tolist() == [CellOutcome.MISS] * 3
+    assert not mapped.find(keys_of(1, 3), cells_of(0, 0)).held.any()
+    assert world.node.touch(keys_of(1, 2, 3), 1) == 0
+    assert len(world.announced()) == 0
+    assert len(world.node.drain_changes()) == 0
+    epoch = world.life.epoch
+    world.life.unseal()
+    assert world.life.epoch == epoch + 1
+    assert world.found(1, 2, 3) == [True] * 3
+    assert mapped.find(keys_of(1, 3), cells_of(0, 0)).held.all()
+    assert len(world.announced()) == 3
+    assert len(world.node.drain_changes()) == 0, "the snapshot says it"
+    world.life.unseal()
+    assert world.life.epoch == epoch + 1, "once"
+
+
+def test_a_delete_that_was_missed_is_done_under_the_seal(world: LifeWorld) -> None:
+    in_company(world)
+    ids, ages_ms = np.array([9, 9], np.uint64), np.zeros(2, np.uint64)
+    world.life.deletes_from(BurialPage(keys_of(1, 2), ids, ages_ms))
+    world.pass_time()
+    world.life.unseal()
+    assert world.found(1, 2, 3) == [False, False, True]
+    assert len(world.life.burials) == 2
+
+
+def test_writing_goes_on_under_the_seal(world: LifeWorld) -> None:
+    in_company(world)
+    assert world.put(1, 4) == [CellOutcome.PRESENT, CellOutcome.STORED]
+    assert world.put(1, 4) == [CellOutcome.PRESENT, CellOutcome.PRESENT]
+    world.pass_time(1)
+    assert world.found(4) == [False]
+    world.life.unseal()
+    assert world.found(1, 2, 3, 4) == [True] * 4
+    world.pass_time(1)
+    assert world.below(4), "it was used again"
+
+
+def test_every_start_seals_again_until_the_others_were_heard(world: LifeWorld) -> None:
+    in_company(world)
+    world.restart()
+    assert world.life.is_sealed
+    world.life.unseal()
+    world.restart()
+    assert world.life.is_sealed
+
+
+@pytest.mark.parametrize("is_native", [True, False])
+def test_both_ways_to_look_up_see_the_seal(
+    world: LifeWorld, monkeypatch: pytest.MonkeyPatch, is_native: bool
+) -> None:
+    world.put(1)
+    monkeypatch.setattr(probe, "is_native", lambda: is_native)
+    mapped = KeyTable.map(world.fs, world.folder)
+    for sealed in (True, False, True):
+        world.host.table.set_sealed(sealed)
+        assert mapped.is_sealed == sealed
+        assert mapped.find(keys_of(1), cells_of(0)).held.tolist() == [not sealed]
+        assert mapped.find_sealed(keys_of(1), cells_of(0)).held.all()
+
+
+def test_an_empty_node_has_nothing_to_seal() -> None:
+    with shared_folder() as folder:
+        world = LifeWorld(folder, has_disk=False)
+        world.life.keep_company()
+        world.life.keep_company()
+        world.put(1)
+        world.restart(adopt=False)
+        assert not world.life.is_sealed
+        world.put(1)
+        world.restart()
+        assert world.life.is_sealed
+        world.host.delete(keys_of(1))
+        world.restart()
+        assert not world.life.is_sealed, "also where its predecessor was"
+        world.put(2)
+        assert world.found(2) == [True]
+
+
+def test_a_disk_that_comes_back_in_mid_life_is_not_sealed(world: LifeWorld) -> None:
+    in_company(world)
+    world.life.unseal()
+    world.queue.die()
+    world.pass_time(3)
+    assert world.found(1, 2) == [True, True]

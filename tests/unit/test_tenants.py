@@ -1,0 +1,115 @@
+"""Epochs of tenants: they only grow, on every node, through any crash."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kvstore import tenants as tenants_module
+from kvstore.errors import StateError, UsageError
+from kvstore.fs import LinuxFileSystem
+from kvstore.lasting import Lasting
+from kvstore.tenants import (
+    EPOCH_MAX,
+    TENANT_BYTES,
+    TENANTS_FILE,
+    EpochDigest,
+    EpochPage,
+    TenantEpochs,
+    tenant_digest,
+)
+from tests.faults import FaultyFiles
+
+FOLDER = Path("/node")
+ACME, OTHER = tenant_digest("acme"), tenant_digest("other")
+
+
+def epochs_in(files: FaultyFiles) -> TenantEpochs:
+    return TenantEpochs(Lasting(files, FOLDER))
+
+
+def pages_of(epochs: TenantEpochs, count: int) -> Iterator[EpochPage]:
+    page = epochs.page(0, count)
+    yield page
+    while page.next:
+        page = epochs.page(page.next, count)
+        yield page
+
+
+def one_page(tenant: bytes, epoch: int) -> EpochPage:
+    return EpochPage(np.frombuffer(tenant, np.uint8).reshape(1, -1), np.array([epoch], np.uint64))
+
+
+def test_a_tenants_digest_is_the_same_everywhere() -> None:
+    assert tenant_digest("") != tenant_digest("acme")
+    assert len(ACME) == TENANT_BYTES
+    assert ACME.hex() == "a570e49af2cda44e92727b55c5363d2f"
+
+
+def test_epochs_grow_and_outlive_the_node(tmp_path: Path) -> None:
+    lasting = Lasting(LinuxFileSystem(), tmp_path)
+    epochs = TenantEpochs(lasting)
+    assert (epochs.epoch_of(ACME), epochs.version, epochs.digest()) == (0, 0, EpochDigest())
+    assert [epochs.erase(ACME), epochs.erase(ACME), epochs.erase(OTHER)] == [1, 2, 1]
+    assert epochs.version == 3
+    again = TenantEpochs(lasting)
+    assert (again.epoch_of(ACME), again.epoch_of(OTHER)) == (2, 1)
+    assert again.digest() == epochs.digest()
+    assert again.erase(ACME) == 3
+
+
+def test_two_nodes_end_up_with_the_larger_epochs() -> None:
+    one, other = epochs_in(FaultyFiles()), epochs_in(FaultyFiles())
+    for number in range(5):
+        one.erase(tenant_digest(str(number)))
+    one.erase(ACME)
+    other.erase(ACME)
+    other.erase(ACME)
+    assert one.digest() != other.digest()
+    for page in pages_of(one, 2):
+        other.merge(page)
+    assert [one.merge(page) for page in pages_of(other, 99)] == [[ACME]]
+    assert one.digest() == other.digest()
+    version = one.version
+    assert [one.merge(page) for page in pages_of(other, 99)] == [[]]
+    assert one.version == version, "nothing to tell"
+    assert one.epoch_of(ACME) == 2
+
+
+def test_an_erasure_that_is_not_durable_is_said_and_tried_again() -> None:
+    files = FaultyFiles(fail_at=2)
+    epochs = epochs_in(files)
+    with pytest.raises(StateError, match="once more"):
+        epochs.erase(ACME)
+    assert epochs_in(files.copy()).epoch_of(ACME) == 0
+    assert epochs.mend()
+    assert epochs_in(files.copy()).epoch_of(ACME) == 1
+
+
+@pytest.mark.parametrize("cut", [1, 8, 24, 31])
+def test_a_damaged_file_is_said(caplog: pytest.LogCaptureFixture, cut: int) -> None:
+    files = FaultyFiles()
+    epochs_in(files).erase(ACME)
+    data = files.read(FOLDER / TENANTS_FILE) or b""
+    files.replace(FOLDER / TENANTS_FILE, data[:-cut])
+    assert epochs_in(files).epoch_of(ACME) == 0
+    assert caplog.text.count("is damaged") == 1
+
+
+def test_a_file_that_cannot_be_read_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    assert epochs_in(FaultyFiles(fail_at=1)).digest() == EpochDigest()
+    assert caplog.text.count("unknown") == 1
+
+
+def test_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tenants_module, "TENANTS_MAX", 1)
+    epochs = epochs_in(FaultyFiles())
+    with pytest.raises(UsageError, match="tenant_digest"):
+        epochs.erase(b"acme")
+    epochs.erase(ACME)
+    with pytest.raises(UsageError, match="no further"):
+        epochs.erase(OTHER)
+    assert epochs.erase(ACME) == 2
+    assert epochs.merge(one_page(ACME, EPOCH_MAX + 1)) == []
+    assert epochs.merge(one_page(OTHER, 3)) == [OTHER], "a neighbour's are taken in"
