@@ -22,6 +22,7 @@ from kvstore.calls import (
     ReserveRequest,
 )
 from kvstore.key import Keys
+from kvstore.life_access import InProcessLife, LifeAccess
 from kvstore.node import Node
 from kvstore.table import Cells, Generations, Slots
 
@@ -39,6 +40,11 @@ class NodeAccess(Protocol):
     @property
     def session(self) -> int:
         """The open session; raises ``UnavailableError`` while there is none."""
+        ...
+
+    @property
+    def life(self) -> LifeAccess:
+        """What of it is about deletes, promises and erasures."""
         ...
 
     def reserve(self, request: ReserveRequest) -> ReserveReply: ...
@@ -74,6 +80,7 @@ class InProcessNode:
     def __init__(self, node: Node) -> None:
         self._node = node
         self._lock = threading.Lock()
+        self.life = InProcessLife(node, self._lock)
         self._stop = threading.Event()
         self._session = node.open_session()
         self._ticker = threading.Thread(target=self._tick, name="samovar-tick", daemon=True)

@@ -18,16 +18,17 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
-from typing import TypeVar
 
 import click
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from kvstore import cli_blocks
 from kvstore import doctor as checks
 from kvstore.block import FORMAT_VERSION
 from kvstore.calls import NodeStats
+from kvstore.cli_options import json_option, mebibytes, settings_of, used
 from kvstore.clock import SystemClock
 from kvstore.cluster import head
 from kvstore.cluster.launch import LocalTier, Standing
@@ -38,10 +39,7 @@ from kvstore.machine import SMALL_ARENA_BYTES
 from kvstore.rpc.client import ControlClient
 from kvstore.rpc.wire import WIRE_VERSION
 from kvstore.secret import read_secret
-from kvstore.settings import Settings, knobs
 from kvstore.state import STATE_VERSION, TierFolder, TierRecord
-
-Command = TypeVar("Command", bound=Callable[..., object])
 
 
 def version_text() -> str:
@@ -54,27 +52,6 @@ def version_text() -> str:
         f"samovar {version}, block format {FORMAT_VERSION}, wire {WIRE_VERSION}, "
         f"state {STATE_VERSION}"
     )
-
-
-def settings_of(*roles: type[Settings], only: Sequence[str] = ()) -> Callable[[Command], Command]:
-    """A flag for every setting of these roles, or `only` some, and `--config` for a file."""
-
-    def decorate(command: Command) -> Command:
-        for knob in reversed(knobs(roles)):
-            if only and knob.name not in only:
-                continue
-            shown = f"{knob.description} [{knob.variable}, default {knob.default.replace('`', '')}]"
-            if knob.field.annotation is bool:
-                command = click.option(knob.flag, is_flag=True, default=None, help=shown)(command)
-            else:
-                command = click.option(knob.flag, metavar="VALUE", help=shown)(command)
-        file = click.Path(dir_okay=False, path_type=Path)
-        return click.option("--config", type=file, help="TOML file with settings.")(command)
-
-    return decorate
-
-
-json_option = click.option("--json", "as_json", is_flag=True, help="End with one line of JSON.")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -116,20 +93,22 @@ def up(config: Path | None, as_json: bool, **flags: object) -> None:
     with progress() as tell:
         tier = LocalTier(cluster, node, SystemClock(), os.urandom, tell)
         standing = tier.up()
-    _show_standing(standing, tier.folder, node.nvme_bytes if standing.fresh else 0)
+    _show_standing(standing, tier.folder)
+    if node.nvme_bytes is None and not standing.record.nvme_bytes:
+        click.echo(f"No NVMe tier: {checks.SMALL_DISK}.")
     if as_json:
         click.echo(json.dumps(_standing_fields(standing, tier.folder)))
 
 
 @cli.command(short_help="End the tier and free its memory.")
-@settings_of(ClusterConfig, NodeConfig, only=("name", "state_folder", "log_level", "nvme_folder"))
+@settings_of(ClusterConfig, NodeConfig, only=("name", "state_folder", "log_level"))
 @click.option("--purge", is_flag=True, help="Discard its state and logs too, of any version.")
 @json_option
 def down(config: Path | None, purge: bool, as_json: bool, **flags: object) -> None:
     """End the tier: its processes, its Ray, its arenas with all blocks.
 
-    What others run is not touched. State, logs and what is on disk stay, unless you --purge them;
-    then name --nvme-folder again, if `up` was given one.
+    What others run is not touched. State, logs and what is on disk, in the --nvme-folder that `up`
+    was given too, stay unless you --purge them.
     """
     cluster, node = load(ClusterConfig, flags, config), load(NodeConfig, flags, config)
     with progress() as tell:
@@ -148,7 +127,12 @@ def down(config: Path | None, purge: bool, as_json: bool, **flags: object) -> No
 @settings_of(ClientConfig, only=("name", "state_folder", "token_file", "call_deadline_s"))
 @json_option
 def status(config: Path | None, as_json: bool, **flags: object) -> None:
-    """Show the nodes of the tier, and what they hold.
+    """Show the nodes of the tier, what they hold, and what becomes of it.
+
+    Promised is how many promises there are, and of what may be promised how much is. Deleted,
+    evicted, lost (evicted before it was on the disk, where it was to be), expired and damaged are
+    counted since the node's start. Shown: a node that was away shows nothing before it has heard
+    from the others what was deleted meanwhile.
 
     Exit code 1 if one does not answer, or if what would restart it has ended.
     """
@@ -177,6 +161,10 @@ def status(config: Path | None, as_json: bool, **flags: object) -> None:
         click.echo(json.dumps(fields | {"complaint": complaint}))
     if complaint is not None:
         raise click.exceptions.Exit(1)
+
+
+for command in cli_blocks.COMMANDS:
+    cli.add_command(command)
 
 
 @cli.command(short_help="Say what on this machine is in the way, and what to do.")
@@ -257,7 +245,7 @@ def _ask(info: NodeInfo, token: str | None, deadline_s: float) -> NodeStats | No
         client.close()
 
 
-def _show_standing(standing: Standing, folder: TierFolder, nvme_bytes: int) -> None:
+def _show_standing(standing: Standing, folder: TierFolder) -> None:
     record = standing.record
     verb = "is up" if standing.fresh else "runs already"
     count = "1 node" if record.nodes == 1 else f"{record.nodes} nodes"
@@ -265,8 +253,9 @@ def _show_standing(standing: Standing, folder: TierFolder, nvme_bytes: int) -> N
     for info in standing.cluster_map.nodes:
         click.echo(f"  {info.node_id}  control {info.control}  bulk {info.bulk}")
         click.echo(f"      arena {info.arena_folder}  host {info.host_id}")
-    if nvme_bytes:
-        click.echo(f"Each has {mebibytes(nvme_bytes)} of disk for what its arena has no room for.")
+    if record.nvme_bytes:
+        disk = mebibytes(record.nvme_bytes)
+        click.echo(f"Each has {disk} of disk for what its arena has no room for.")
     click.echo(f"State {folder.path}, logs {folder.log_folder}")
     if record.arena_bytes < SMALL_ARENA_BYTES:
         click.echo(
@@ -280,32 +269,42 @@ def _show_standing(standing: Standing, folder: TierFolder, nvme_bytes: int) -> N
 
 
 def _show_nodes(name: str, epoch: int, found: Sequence[tuple[NodeInfo, NodeStats | None]]) -> None:
-    table = Table(
-        title=f"Tier {name}, map {epoch}", title_justify="left", box=SIMPLE, pad_edge=False
+    holding = _table(
+        f"Tier {name}, map {epoch}",
+        ("node", "control"),
+        ("start", "arena", "disk", "cells", "sessions"),
     )
-    for title in ("node", "control"):
-        table.add_column(title, no_wrap=True)
-    for title in ("start", "arena", "disk", "cells", "evicted", "sessions"):
-        table.add_column(title, justify="right")
+    living = _table(
+        "What becomes of blocks", ("node",),
+        ("promised", "deleted", "evicted", "lost", "expired", "damaged", "shown"),
+    )  # fmt: skip
     for info, stats in found:
         row = [info.node_id, info.control, str(info.incarnation)]
         if stats is None:
-            table.add_row(*row, "silent")
+            holding.add_row(*row, "silent")
             continue
-        host = stats.host
-        sizes = [_used(tier.held_bytes, tier.capacity_bytes) for tier in (host, stats.nvme)]
-        counts = [host.held_cells, host.evicted, stats.sessions]
-        table.add_row(*row, *sizes, *map(str, counts))
-    Console().print(table)
+        host, nvme = stats.host, stats.nvme
+        sizes = [used(tier.held_bytes, tier.capacity_bytes) for tier in (host, nvme)]
+        holding.add_row(*row, *sizes, str(host.held_cells), str(stats.sessions))
+        counts = [
+            host.deleted + nvme.deleted, host.evicted, host.dropped_unspilled,
+            host.expired + nvme.expired, host.damaged + nvme.damaged,
+        ]  # fmt: skip
+        promised = f"{stats.holds}: {used(stats.promised_bytes, stats.promisable_bytes)}"
+        shown = "not yet" if stats.is_sealed else "yes"
+        living.add_row(info.node_id, promised, *map(str, counts), shown)
+    for table in (holding, living):
+        if table.row_count:
+            Console().print(table)
 
 
-def _used(used_bytes: int, size_bytes: int) -> str:
-    return f"{used_bytes >> 20:,} of {mebibytes(size_bytes)}" if size_bytes else "none"
-
-
-def mebibytes(size_bytes: int) -> str:
-    """A size for people."""
-    return f"{size_bytes / (1 << 20):,.0f} MiB"
+def _table(title: str, names: Sequence[str], numbers: Sequence[str]) -> Table:
+    table = Table(title=title, title_justify="left", box=SIMPLE, pad_edge=False)
+    for name in names:
+        table.add_column(name, no_wrap=True)
+    for number in numbers:
+        table.add_column(number, justify="right")
+    return table
 
 
 def _standing_fields(standing: Standing, folder: TierFolder) -> dict[str, object]:
@@ -314,6 +313,7 @@ def _standing_fields(standing: Standing, folder: TierFolder) -> dict[str, object
         "fresh": standing.fresh,
         "map_epoch": standing.cluster_map.epoch,
         "arena_bytes": standing.record.arena_bytes,
+        "nvme_bytes": standing.record.nvme_bytes,
         "state_folder": str(folder.path),
         "log_folder": str(folder.log_folder),
         "nodes": [asdict(info) for info in standing.cluster_map.nodes],

@@ -18,6 +18,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -25,21 +26,26 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from kvstore import reading, search, writing
-from kvstore.calls import NodeStats
+from kvstore import keeping, reading, search, writing
+from kvstore.answers import Deleted, Erased, Held, Inspected, Released
+from kvstore.calls import HOLD_TTL_MS_MAX, NodeStats
 from kvstore.cell import BLOCK_TOKENS_DEFAULT, check_block_tokens
 from kvstore.clock import Clock, Deadline, SystemClock
-from kvstore.config import TTL_S_MAX, ClientConfig, load
+from kvstore.config import ClientConfig, load
 from kvstore.embedded import embedded_tier
 from kvstore.entry import enter
 from kvstore.errors import UnavailableError, UsageError
-from kvstore.key import Chain
+from kvstore.key import Chain, Keys
 from kvstore.namespace import Namespace
-from kvstore.plan import Fetched, Plan, Stored, merged
+from kvstore.plan import OWN_NODE, Fetched, Plan, Stored, merged
+from kvstore.retention import TTL_S_MAX
 from kvstore.routes import Routes
 from kvstore.rows import KVRows
+from kvstore.tenants import tenant_digest
 
 SHM_FOLDER = Path("/dev/shm")
+ERASED = "ERASED"
+"""The reason for which nothing is stored for a tenant of before its erasure."""
 READERS = 8
 """Nodes that one process reads from at the same time."""
 
@@ -127,13 +133,14 @@ class Samovar:
         """
         self._check(namespace)
         chain = Chain.of(namespace, tokens, boundaries)
+        erased = self._is_erased(namespace)
         return search.longest_prefix(
             namespace,
             chain,
             namespace.grid.full_mask if mask is None else mask,
-            self._routes.own_table(),
+            None if erased else self._routes.own_table(),
             self._clock,
-            self._routes.locate,
+            None if erased else self._routes.locate,
         )
 
     def get_into(
@@ -154,6 +161,8 @@ class Samovar:
             raise UsageError(f"start must be how many tokens the rows hold, 0 or more: {start!r}")
         wait_s = self._config.get_deadline_s if deadline_s is None else deadline_s
         deadline = Deadline.after(self._clock, wait_s)
+        if self._is_erased(plan.namespace):
+            plan = plan.behind(max(plan.tokens, int(start)))
         return reading.read(plan, rows, self._routes, self._workers, deadline, int(start))
 
     def put(
@@ -176,8 +185,7 @@ class Samovar:
         self._check(namespace)
         if ttl_s is not None and not 0 <= ttl_s <= TTL_S_MAX:
             raise UsageError(f"ttl_s must be 0 to {TTL_S_MAX} seconds, got {ttl_s}")
-        if not 0 <= start <= len(tokens):
-            raise UsageError(f"start {start} is outside the {len(tokens)} tokens")
+        _check_start(start, tokens)
         chain = Chain.of(namespace, tokens, boundaries)
         put = writing.Put(
             namespace=namespace,
@@ -187,6 +195,8 @@ class Samovar:
             operation=next(self._operations),
             ttl_s=self._config.default_ttl_s if ttl_s is None else ttl_s,
         )
+        if self._is_erased(namespace):
+            return writing.refused(put, ERASED)
         deadline = Deadline.after(self._clock, self._config.put_deadline_s)
         try:
             route = self._routes.write_route()
@@ -201,6 +211,78 @@ class Samovar:
             return
         with suppress(UnavailableError):  # one that is lost costs a little LRU order, nothing else
             self._routes.write_route().access.touch(plan.keys, plan.mask)
+
+    def delete(
+        self,
+        namespace: Namespace,
+        tokens: TokenIds,
+        start: int = 0,
+        boundaries: Sequence[int] = (),
+    ) -> Deleted:
+        """Delete the full blocks of ``tokens`` that end behind ``start``, and named tails.
+
+        They are found nowhere from then on, and come back by no restart, whoever has a copy;
+        see ``Deleted`` for nodes that do not answer. Raises ``UnavailableError`` if the own node,
+        by which the others are told, gives no answer: it may or may not have begun.
+        """
+        self._check(namespace)
+        _check_start(start, tokens)
+        return self.delete_keys(keeping.keys_behind(Chain.of(namespace, tokens, boundaries), start))
+
+    def delete_keys(self, keys: Keys) -> Deleted:
+        """``delete`` of blocks by their keys, uint8 ``[n, 32]``."""
+        self._check()
+        return keeping.delete(keys, self._routes)
+
+    def hold(
+        self,
+        namespace: Namespace,
+        tokens: TokenIds,
+        handle: str,
+        ttl_s: float,
+        boundaries: Sequence[int] = (),
+    ) -> Held:
+        """Have the longest warm prefix of ``tokens`` kept for ``ttl_s``, under this handle.
+
+        All of it is promised, or nothing is; see ``Held``. A second hold of the same tenant and
+        handle adds to the first, and a promise once given is kept whatever becomes of the second.
+        """
+        plan = self.longest_prefix(namespace, tokens, boundaries)
+        return keeping.hold(plan, handle, _hold_ms(ttl_s), self._routes)
+
+    def hold_keys(self, keys: Keys, handle: str, ttl_s: float, tenant: str = "") -> Held:
+        """``hold`` of blocks by their keys, uint8 ``[n, 32]``: all cells that are there."""
+        self._check()
+        return keeping.hold_keys(keys, tenant, handle, _hold_ms(ttl_s), self._routes)
+
+    def release(self, handle: str, tenant: str = "") -> Released:
+        """End a promise early: its blocks are ordinary again, its budget is free."""
+        self._check()
+        return keeping.release(handle, tenant, self._routes)
+
+    def erase(self, tenant: str) -> Erased:
+        """Erase a tenant: what was stored for it is out of everybody's reach, at once.
+
+        From then on its namespaces need the new epoch (``renewed``): with an older one nothing is
+        found, and nothing stored. Raises ``UnavailableError`` if the own node gives no answer.
+        """
+        self._check()
+        return keeping.erase(tenant, self._routes)
+
+    def renewed(self, namespace: Namespace) -> Namespace:
+        """The namespace in its tenant's epoch now; the same one where it is current.
+
+        Take it once for each request, for all its calls: what was computed before an erasure is
+        then not stored after it.
+        """
+        self._check()
+        epoch = self._epoch_of(namespace)
+        return replace(namespace, tenant_epoch=epoch) if self._is_erased(namespace) else namespace
+
+    def inspect(self, keys: Keys) -> Inspected:
+        """What every node knows of blocks, by their keys, uint8 ``[n, 32]``."""
+        self._check()
+        return keeping.inspect(keys, self._routes)
 
     def stats(self) -> NodeStats:
         """What the node that this client writes to holds; raises ``UnavailableError``."""
@@ -226,6 +308,13 @@ class Samovar:
     ) -> None:
         self.close()
 
+    def _epoch_of(self, namespace: Namespace) -> int:
+        return self._routes.access(OWN_NODE).life.epoch_of(tenant_digest(namespace.tenant))
+
+    def _is_erased(self, namespace: Namespace) -> bool:
+        """Whether its tenant was erased since."""
+        return self._epoch_of(namespace) > namespace.tenant_epoch
+
     def _check(self, namespace: Namespace | None = None) -> None:
         if self._process != os.getpid():
             raise UsageError(
@@ -240,3 +329,15 @@ class Samovar:
                 f"the namespace has blocks of {namespace.grid.block_tokens} tokens, this tier "
                 f"{known}: build its grid with the client's block_tokens"
             )
+
+
+def _check_start(start: int, tokens: TokenIds) -> None:
+    if not 0 <= start <= len(tokens):
+        raise UsageError(f"start {start} is outside the {len(tokens)} tokens")
+
+
+def _hold_ms(ttl_s: float) -> int:
+    milliseconds = round(ttl_s * 1000)
+    if not 0 < milliseconds <= HOLD_TTL_MS_MAX:
+        raise UsageError(f"ttl_s must be over 0 and at most {HOLD_TTL_MS_MAX // 1000}: {ttl_s}")
+    return milliseconds

@@ -10,7 +10,7 @@ shorter, and is said once in the log. Does not cover: what is asked (``kvstore.s
 
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,7 @@ from kvstore.plan import OWN_NODE
 from kvstore.routes import WriteRoute
 from kvstore.rpc.client import ControlClient, StaleMap
 from kvstore.rpc.wire import CALL_DEADLINE_S, CONTACT_S
+from kvstore.sessions import SESSION_DEAD_S
 from kvstore.table import Cells, KeyTable
 from kvstore.transport.base import Transport
 from kvstore.transport.local import LocalTransport
@@ -98,7 +99,7 @@ class ClusterRoutes:
         call_deadline_s: float = CALL_DEADLINE_S,
     ) -> "ClusterRoutes":
         """Connect to the node at ``address``; raises ``UnavailableError`` if nobody answers."""
-        entry = ControlClient(address, token, call_deadline_s)
+        entry = ControlClient(address, token, call_deadline_s, clock=clock)
         try:
             hello = entry.hello()
         except (ConfigError, UnavailableError):
@@ -119,6 +120,10 @@ class ClusterRoutes:
     @property
     def block_tokens(self) -> int | None:
         return self.map.block_tokens if self.map.epoch else None
+
+    @property
+    def nodes(self) -> Mapping[int, str]:
+        return {info.index: info.node_id for info in self.map.nodes}
 
     def own_table(self) -> KeyTable | None:
         own = self._mapped()
@@ -262,21 +267,25 @@ class ClusterRoutes:
             raise UnavailableError(f"node {node} is not in the cluster map")
         if node in self._entry.unreachable:
             raise UnavailableError(f"node {node} is unreachable")
+        moved = None
         with self._lock:
             peer = self._peers.get(node)
             if peer is not None and peer.info != info:
-                self._hang_up(self._peers.pop(node))
-                peer = None
+                moved, peer = self._peers.pop(node), None
             if peer is None:
                 control = self._entry if self._is_entry(node) else self._connected(info)
                 bulk = TcpTransport(info.bulk, self._token.encode() if self._token else None)
                 peer = self._peers[node] = _Peer(info, control, bulk)
+        if moved is not None:
+            self._hang_up(moved)  # which may take a while: nobody is to wait for the lock
         if peer.rest_until_s > self._clock.monotonic_s():
             raise UnavailableError(f"node {node} failed a moment ago")
         return peer
 
     def _connected(self, info: NodeInfo) -> ControlClient:
-        return ControlClient(info.control, self._token, self._call_deadline_s, CONTACT_S)
+        return ControlClient(
+            info.control, self._token, self._call_deadline_s, CONTACT_S, self._clock
+        )
 
     def _hang_up(self, peer: _Peer) -> None:
         if peer.control is not self._entry:
@@ -306,9 +315,13 @@ class ClusterRoutes:
         return info.index if info is not None else None
 
     def _mapped(self) -> _Own | None:
-        """The own node's arena, mapped anew when the node has restarted with another one."""
+        """The own node's arena, mapped anew when the node has restarted with another one.
+
+        Without a session nobody tells us whether the node lives, and an arena whose node is gone
+        shows blocks that were deleted since: we look at it no more.
+        """
         identity = self._entry.identity
-        if identity.host_id != self._host_id:
+        if identity.host_id != self._host_id or self._entry.lost_s() > SESSION_DEAD_S:
             return None
         own = self._own
         if own is not None and own.identity == identity:

@@ -25,6 +25,7 @@ from kvstore.cell import (
     BLOCK_TOKENS_MIN,
     check_block_tokens,
 )
+from kvstore.retention import TTL_S_MAX, parse_retention
 from kvstore.settings import FILE_VARIABLE, PREFIX, Role, Settings, Unset, knobs
 
 
@@ -48,10 +49,15 @@ def _addresses(value: object) -> object:
     return found
 
 
+def _retention(value: object) -> object:
+    """A name such as "1h" for a number of seconds."""
+    is_name = isinstance(value, str) and not value.lstrip("-").isdecimal()
+    return parse_retention(str(value)) if is_name else value
+
+
 WholePath = Annotated[Path, AfterValidator(_whole_path)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(gt=0.0, le=3600.0)]
-TTL_S_MAX = (1 << 32) - 1
 
 Name = Annotated[
     str,
@@ -87,12 +93,11 @@ HostId = Annotated[
     Unset("this machine's own"),
 ]
 DefaultTtl = Annotated[
-    int | None,
+    Annotated[int, Field(ge=0, le=TTL_S_MAX)] | None,
+    BeforeValidator(_retention),
     Field(
-        ge=0,
-        le=TTL_S_MAX,
-        description="Seconds that a block lives after its last use where the put does not say; 0 "
-        "is no limit. A client's own goes before the node's.",
+        description="Seconds that a block lives after its last use where the put does not say, "
+        "also as 5m, 1h or 24h; 0, or none, is no limit. A client's own goes before the node's.",
     ),
     Unset("no limit"),
 ]
@@ -135,13 +140,17 @@ class NodeConfig(Settings):
         Unset("the smaller of 25 % of the memory limit and 80 % of the free shared memory"),
     ] = None
     nvme_bytes: Annotated[
-        ByteSize,
+        ByteSize | None,
         Field(
             ge=0,
             description="Room on a disk for blocks that the shared memory has none for, such as "
             "`20GiB`; 0 is no NVMe tier. All of it is allocated at the start.",
         ),
-    ] = ByteSize(0)
+        Unset(
+            "the smaller of 20 GiB and 10 % of the free disk, which all nodes of a machine share; "
+            "0 below 64 MiB"
+        ),
+    ] = None
     nvme_folder: Annotated[
         WholePath | None,
         Field(
@@ -157,6 +166,15 @@ class NodeConfig(Settings):
             description="How much a node writes to its NVMe tier in a day at most; 0 is no limit.",
         ),
     ] = ByteSize(0)
+    hold_bytes: Annotated[
+        ByteSize | None,
+        Field(
+            ge=0,
+            description="How many bytes of blocks a node promises to keep for one tenant at most; "
+            "all tenants together get half of its shared memory. 0 is no promises.",
+        ),
+        Unset("25 % of the shared memory for blocks"),
+    ] = None
     bind_host: Annotated[
         str,
         Field(

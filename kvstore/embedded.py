@@ -22,7 +22,8 @@ from kvstore.machine import host_id
 from kvstore.node import Node
 from kvstore.node_folder import NodeFolder
 from kvstore.routes import OneNode
-from kvstore.tiers.host import HostTier, default_slots
+from kvstore.tiers.host import HostTier
+from kvstore.tiers.start import default_slots
 from kvstore.transport.local import LocalTransport
 
 FOLDER_PREFIX = "samovar-embedded-"

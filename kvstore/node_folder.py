@@ -3,6 +3,7 @@
     lock          locked (flock) by the one process that may use the folder, and says which that is
     incarnation   number of starts so far, decimal
     control_port  of the last start, decimal: clients look for the successor where the node was
+    burials, holds/, tenants, company    what the node must not forget (``kvstore.lasting``)
 
 The claim is taken before an arena, a table or a port is opened. The kernel drops it with the
 process, so a successor finds the folder free; two cases need a closer look:

@@ -4,6 +4,7 @@
 only node is this process. Does not cover: a cluster (``kvstore.cluster_routes``).
 """
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import Protocol
@@ -34,6 +35,11 @@ class Routes(Protocol):
     @property
     def block_tokens(self) -> int | None:
         """Tokens in a full block of this tier; ``None`` before its first map has come."""
+        ...
+
+    @property
+    def nodes(self) -> Mapping[int, str]:
+        """The names of all nodes of this tier, by what ``access`` calls them."""
         ...
 
     def own_table(self) -> KeyTable | None:
@@ -83,6 +89,7 @@ class OneNode:
         self, access: NodeAccess, transport: Transport, table: KeyTable, block_tokens: int
     ) -> None:
         self.block_tokens: int | None = block_tokens
+        self.nodes = {OWN_NODE: access.identity.node_id}
         self._access = access
         self._transport = transport
         self._table = table

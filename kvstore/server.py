@@ -26,6 +26,7 @@ from kvstore.config import NodeConfig
 from kvstore.directory import Directory
 from kvstore.errors import StateError, UsageError
 from kvstore.fs import FileSystem, LinuxFileSystem
+from kvstore.lasting import Lasting
 from kvstore.machine import default_arena_bytes, host_id
 from kvstore.membership import TICK_INTERVAL_S
 from kvstore.node import Node
@@ -34,15 +35,17 @@ from kvstore.rpc.bulletin import Bulletin
 from kvstore.rpc.cache_service import CacheService
 from kvstore.rpc.cluster_service import ClusterService
 from kvstore.rpc.directory_service import DirectoryService
+from kvstore.rpc.life_service import LifeService
 from kvstore.rpc.neighbourhood import Neighbourhood
 from kvstore.rpc.peer import Peer
 from kvstore.rpc.server import ControlServer
 from kvstore.secret import read_secret
 from kvstore.tiers.behind import Behind
-from kvstore.tiers.host import HostTier, open_tier
-from kvstore.tiers.nvme.capacity import cells_for, extents_for
+from kvstore.tiers.host import HostTier
+from kvstore.tiers.nvme.capacity import cells_for, default_bytes_in, extents_for
 from kvstore.tiers.nvme.disk_process import DiskProcess, DiskSettings
 from kvstore.tiers.nvme.tier import NvmeTier
+from kvstore.tiers.start import open_tier
 from kvstore.transport.bulk_process import BulkProcess
 
 log = logging.getLogger(__name__)
@@ -70,6 +73,11 @@ class NodePlace:
     folder: Path
     arena_folder: Path
     tier_id: str = ""
+
+
+def nvme_folder_of(config: NodeConfig, folder: Path, node_id: str) -> Path:
+    """Where a node with that folder of its own has its NVMe tier."""
+    return folder / NVME_FOLDER if config.nvme_folder is None else config.nvme_folder / node_id
 
 
 class NodeServer:
@@ -170,16 +178,19 @@ class NodeServer:
         host = self._config.host_id or host_id()
         identity = NodeIdentity(place.node_id, incarnation, host, str(place.arena_folder))
         behind = self._open_behind(tier)
-        return Node(identity, tier, self._clock, self._config.default_ttl_s or 0, behind)
+        lasting = Lasting(LinuxFileSystem(), place.folder)
+        default_ttl_s, hold_bytes = self._config.default_ttl_s or 0, self._config.hold_bytes
+        return Node(identity, tier, self._clock, default_ttl_s, behind, lasting, hold_bytes)
 
     def _open_behind(self, tier: HostTier) -> Behind:
         """The NVMe tier, opened by a process of its own: a miss until that has read the disk."""
-        place, size_bytes = self._place, self._config.nvme_bytes
+        place, wanted_bytes = self._place, self._config.nvme_bytes
+        folder = nvme_folder_of(self._config, place.folder, place.node_id)
+        size_bytes = default_bytes_in([folder]) if wanted_bytes is None else int(wanted_bytes)
         if not size_bytes:
+            log.info("no NVMe tier: none is configured, or the disk is too small for a default")
             return Behind.nothing(tier, self._clock)
-        folder = place.folder / NVME_FOLDER
         if self._config.nvme_folder is not None:
-            folder = self._config.nvme_folder / place.node_id
             self._claims.append(NodeFolder.claim(folder, self._clock, self._patience_s))
         extent_bytes, extents = extents_for(size_bytes)
         cells_max = cells_for(size_bytes)
@@ -226,10 +237,12 @@ class _Live:
         self._clock = clock
         self._bulk: BulkProcess | None = None
         self._cache = CacheService(node, self.bulletin)
+        self._life = LifeService(node, self.neighbourhood, self.bulletin, self._cache.audience)
         self._server = ControlServer(
             self._cache,
             DirectoryService(directory, self.bulletin),
             ClusterService(self.neighbourhood, self.bulletin),
+            self._life,
             token,
         )
         self._loops: list[asyncio.Task[None]] = []
@@ -266,6 +279,7 @@ class _Live:
         await asyncio.gather(*self._loops, return_exceptions=True)
         await self.neighbourhood.close()
         await self._server.stop()
+        await self._life.close()
         self.node.behind.stop()
         if self._bulk is not None:
             await asyncio.to_thread(self._bulk.stop)

@@ -102,6 +102,12 @@ def failed(put: Put, reason: str) -> Stored:
     return Stored(failed=blocks, reasons=MappingProxyType({reason: blocks}))
 
 
+def refused(put: Put, reason: str) -> Stored:
+    """The answer to a put that no node is to take."""
+    blocks = sum(len(batch.spans) for batch in _batches(put))
+    return Stored(refused=blocks, reasons=MappingProxyType({reason: blocks}))
+
+
 def _batches(put: Put) -> Iterator[_Batch]:
     """Full blocks that end behind ``start``, and all tails, as many at a time as a call names."""
     chain = put.chain

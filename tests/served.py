@@ -16,20 +16,27 @@ import numpy.typing as npt
 
 from kvstore.arena import Arena
 from kvstore.block import Header, header_digest
+from kvstore.burials import BurialDigest
 from kvstore.calls import CellOutcome, NodeIdentity, ReserveReply, ReserveRequest
 from kvstore.clock import Deadline, ManualClock, SystemClock
 from kvstore.cluster_map import ClusterMap, NodeInfo
 from kvstore.directory import Directory
 from kvstore.fs import LinuxFileSystem
 from kvstore.key import Keys
-from kvstore.membership import Heartbeat
+from kvstore.lasting import Lasting
+from kvstore.membership import BEAT_INTERVAL_S, Heartbeat
 from kvstore.node import Node
 from kvstore.rpc.bulletin import Bulletin
 from kvstore.rpc.cache_service import CacheService
 from kvstore.rpc.client import ControlClient
 from kvstore.rpc.cluster_service import ClusterService
 from kvstore.rpc.directory_service import DirectoryService
+from kvstore.rpc.life_messages import Books
+from kvstore.rpc.life_service import LifeService
+from kvstore.rpc.neighbourhood import Neighbourhood
+from kvstore.rpc.peer import Peer
 from kvstore.rpc.server import ControlServer
+from kvstore.tenants import EpochDigest
 from kvstore.tiers.behind import Behind
 from kvstore.tiers.host import HostTier
 from kvstore.tiers.nvme.tier import NvmeTier
@@ -41,20 +48,25 @@ Digests = npt.NDArray[np.uint64]
 PAYLOAD_BYTES = 64
 PATIENCE_S = 15.0
 TOKENS = 16
+BOOKS = Books(BurialDigest(3, 5), EpochDigest(7, 11))
 
 
 class Follower:
-    """Posts maps, answers heartbeats with a fixed one."""
+    """Posts maps, answers heartbeats with a fixed one, and has whatever neighbours it is given."""
 
     def __init__(self, bulletin: Bulletin) -> None:
         self._bulletin = bulletin
         self.heard: list[Heartbeat] = []
+        self.heard_books: list[Books] = []
+        self.books = BOOKS
+        self.peers: dict[int, Peer] = {}
 
     def follow(self, cluster_map: ClusterMap) -> None:
         self._bulletin.post_map(cluster_map)
 
-    def received(self, beat: Heartbeat) -> Heartbeat | None:
+    def received(self, beat: Heartbeat, books: Books) -> Heartbeat | None:
         self.heard.append(beat)
+        self.heard_books.append(books)
         return Heartbeat(1, 7, self._bulletin.now.map.epoch, ((3, 2),))
 
 
@@ -68,10 +80,18 @@ class Served:
         port: int = 0,
         default_ttl_s: int = 0,
         has_disk: bool = False,
+        index: int = 0,
+        lasting: Lasting | None = None,
+        tier: HostTier | None = None,
     ) -> None:
+        """With an ``index`` the node is ready to ``join`` others: it really goes by maps."""
+        self.index = index
         self.clock = ManualClock()
-        tier = HostTier.create(LinuxFileSystem(), self.clock, folder, 1 << 20, 256, incarnation=7)
-        identity = NodeIdentity("node-1", 7, "host-1", str(folder))
+        tier = tier or HostTier.create(
+            LinuxFileSystem(), self.clock, folder, 1 << 20, 256, incarnation=7
+        )
+        number = index or 1
+        identity = NodeIdentity(f"node-{number}", tier.incarnation, f"host-{number}", str(folder))
         rng, steps = random.Random(7), Steps()
         arena = tier.arena.view(0, tier.stats.capacity_bytes)
         disk, catalog = SimulatedDisk(steps, rng), MemoryCatalog(steps, rng)
@@ -79,22 +99,29 @@ class Served:
         behind = None
         if has_disk:
             behind = Behind(tier, NvmeTier(self.disk, self.clock, CELLS_MAX, 7), self.clock)
-        self.node = Node(identity, tier, self.clock, default_ttl_s, behind)
+        self.node = Node(identity, tier, self.clock, default_ttl_s, behind, lasting)
         self.directory = Directory()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()
         self.bulletin = self.call(lambda: Bulletin(ClusterMap(0, ())))
         self.follower = Follower(self.bulletin)
+        self.neighbourhood = Neighbourhood(
+            self.node, self.directory, self.bulletin, self.clock, lambda at: Peer(at, token)
+        )
         self.address = asyncio.run_coroutine_threadsafe(
             self._serve(token, port), self._loop
         ).result()
 
     async def _serve(self, token: str | None, port: int) -> str:
+        follower = self.neighbourhood if self.index else self.follower
+        cache = CacheService(self.node, self.bulletin)
+        self._life = LifeService(self.node, follower, self.bulletin, cache.audience)
         self._server = ControlServer(
-            CacheService(self.node, self.bulletin),
+            cache,
             DirectoryService(self.directory, self.bulletin),
-            ClusterService(self.follower, self.bulletin),
+            ClusterService(follower, self.bulletin),
+            self._life,
             token,
         )
         return await self._server.start("127.0.0.1", port)
@@ -107,15 +134,46 @@ class Served:
 
         return asyncio.run_coroutine_threadsafe(on_loop(), self._loop).result()
 
+    def join(self, *nodes: "Served", epoch: int = 1) -> None:
+        """Take a map of these nodes, this one among them."""
+        self.join_map(ClusterMap.of(epoch, [node.info for node in nodes]))
+
+    def join_map(self, cluster_map: ClusterMap) -> None:
+        """Take any map."""
+        self.call(lambda: self.neighbourhood.follow(cluster_map))
+
+    def beats_until(self, condition: Callable[[], object]) -> None:
+        """Send heartbeats to all neighbours until something comes of it: one may be lost."""
+
+        def beat() -> object:
+            self.clock.advance(BEAT_INTERVAL_S)
+            self.call(self.neighbourhood.beat)
+            return condition()
+
+        eventually(beat)
+
+    @property
+    def info(self) -> NodeInfo:
+        """Where it is, for a map. It has no bulk port."""
+        identity = self.node.identity
+        return NodeInfo(
+            self.index, identity.node_id, identity.host_id, identity.incarnation, self.address,
+            "127.0.0.1:2", identity.arena_folder,
+        )  # fmt: skip
+
     def stop(self) -> None:
-        """Close the port and end the thread."""
+        """Close the port and end the thread; once is enough."""
+        if self._loop.is_closed():
+            return
         asyncio.run_coroutine_threadsafe(self._end(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
 
     async def _end(self) -> None:
+        await self.neighbourhood.close()
         await self._server.stop()
+        await self._life.close()
         rest = asyncio.all_tasks() - {asyncio.current_task()}
         for task in rest:
             task.cancel()

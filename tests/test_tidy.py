@@ -45,6 +45,7 @@ LAYERS: dict[str, int] = {
     "kvstore.fs": LEAVES,
     "kvstore.settings": LEAVES,
     "kvstore.config": LEAVES,
+    "kvstore.retention": LEAVES,
     "kvstore.machine": LEAVES,
     "kvstore.process": LEAVES,
     "kvstore.cell": LEAVES,
@@ -60,6 +61,8 @@ LAYERS: dict[str, int] = {
     "kvstore.cluster": CLUSTER,
     "kvstore.doctor": COMMAND,
     "kvstore.cli": COMMAND,
+    "kvstore.cli_blocks": COMMAND,
+    "kvstore.cli_options": COMMAND,
     "worker": WORKER,
     "benchmarks": BENCHMARKS,
 }
@@ -90,7 +93,10 @@ OWNERS: dict[str, tuple[tuple[str, ...], str]] = {
     "datetime": (("kvstore.clock",), "take a kvstore.clock.Clock as an argument"),
     "pydantic": (("kvstore.config", "kvstore.settings"), "elsewhere plain dataclasses do"),
     "tests": ((), "what ships does not know its tests"),
-    "click": (("kvstore.cli", "worker"), "only commands parse command lines"),
+    "click": (
+        ("kvstore.cli", "kvstore.cli_blocks", "kvstore.cli_options", "worker"),
+        "only commands parse command lines",
+    ),
 }
 ENVIRONMENT = ("environ", "environb", "getenv", "getenvb", "putenv", "unsetenv")
 ENVIRONMENT_READERS = ("kvstore.config", "kvstore.cluster.launch")

@@ -37,6 +37,8 @@ ABANDON_AFTER_S = 1.0
 """How long after its deadline a transfer may still end before its rows are given up."""
 FORGET_AFTER_S = 60.0
 """How long after its deadline the answer to a request is kept that nobody asks for any more."""
+REQUESTS_MAX = 1024
+"""Requests whose tenant's epoch is remembered from their match to their save."""
 LOADS_MAX = 256
 """Look-ups and transfers under way, each a thread; what comes on top is a miss."""
 SAVES_MAX = 256
@@ -89,6 +91,10 @@ class Tier(Protocol[P]):
     ) -> object: ...
 
     def touch(self, plan: P) -> object: ...
+
+    def renewed(self, namespace: Namespace) -> Namespace:
+        """The namespace in its tenant's epoch now."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +187,8 @@ class Connector(Generic[P]):
         self._match_deadline_s = match_deadline_s
         self._block_tokens = namespace.grid.block_tokens
         self._health = _Health()
+        self._begun: dict[str, Namespace] = {}
+        self._beginning = threading.Lock()
         self._loads: dict[str, _Load] = {}
         self._running: set[Future[Matched]] = set()
         self._saves: set[Future[None]] = set()
@@ -226,13 +234,16 @@ class Connector(Generic[P]):
             return
         landing = request.staging.lift(0, len(tokens))
         host_rows = request.staging.host_rows
+        with self._beginning:
+            begun = self._begun.pop(request.id, None)
         boundaries = [at for at in request.boundaries if at <= len(tokens)]
 
         def offer() -> None:
             landing.wait()
-            plan = self._tier.longest_prefix(self._namespace, tokens, boundaries)
+            namespace = begun or self._tier.renewed(self._namespace)
+            plan = self._tier.longest_prefix(namespace, tokens, boundaries)
             self._tier.touch(plan)
-            self._tier.put(self._namespace, tokens, host_rows, plan.tokens, boundaries)
+            self._tier.put(namespace, tokens, host_rows, plan.tokens, boundaries)
 
         future = self._saver.submit(self._save_quietly, offer)
         self._saves.add(future)
@@ -279,7 +290,9 @@ class Connector(Generic[P]):
         """In the background: look up, and fetch if that gives more than the engine has."""
         answer = _miss(request)
         try:
-            plan = self._tier.longest_prefix(self._namespace, request.tokens, request.boundaries)
+            plan = self._tier.longest_prefix(
+                self._begin(request.id), request.tokens, request.boundaries
+            )
             gains = min(plan.tokens, len(request.tokens) - 1) > request.resident
             if gains and not deadline.passed():
                 # Whatever becomes of it, the transfer may write from this block's first row on.
@@ -295,6 +308,15 @@ class Connector(Generic[P]):
         else:
             self._health.worked()
         return answer
+
+    def _begin(self, id: str) -> Namespace:
+        """In its tenant's epoch now a request goes on until its save, whatever is erased since."""
+        namespace = self._tier.renewed(self._namespace)
+        with self._beginning:
+            self._begun[id] = namespace
+            if len(self._begun) > REQUESTS_MAX:
+                self._begun.pop(next(iter(self._begun)))
+        return namespace
 
     def _save_quietly(self, offer: Callable[[], None]) -> None:
         try:

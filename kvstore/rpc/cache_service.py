@@ -17,6 +17,7 @@ from kvstore.node import Node
 from kvstore.rpc import cache_pb2 as pb
 from kvstore.rpc import convert
 from kvstore.rpc.answering import answering, answering_later
+from kvstore.rpc.audience import Audience
 from kvstore.rpc.bulletin import Bulletin
 from kvstore.rpc.cache_pb2_grpc import CacheServicer
 from kvstore.rpc.cluster_pb2 import (
@@ -50,6 +51,7 @@ class CacheService(CacheServicer):
 
     def __init__(self, node: Node, bulletin: Bulletin) -> None:
         self.bulk = ""
+        self.audience = Audience(node.life.tenants)
         self._node = node
         self._bulletin = bulletin
 
@@ -154,6 +156,10 @@ class CacheService(CacheServicer):
             await context.write(pb.SessionEvent(closed=fault.verdict()))
             return
         try:
+            self.audience.join(session)
+            # Before it is open: whoever has a session goes by the epochs of its start at least.
+            for event in self.audience.events():
+                await context.write(event)
             await context.write(pb.SessionEvent(opened=session))
             beats = asyncio.create_task(self._listen(requests, session))
             news = asyncio.create_task(self._tell(context))
@@ -166,6 +172,7 @@ class CacheService(CacheServicer):
                 news.cancel()
                 await asyncio.gather(beats, news, return_exceptions=True)
         finally:
+            self.audience.leave(session)
             self._node.close_session(session)
         await context.write(pb.SessionEvent(closed=_unknown(session).verdict()))
 
@@ -189,12 +196,13 @@ class CacheService(CacheServicer):
 
     async def _listen(self, requests: AsyncIterator[pb.Beat], session: int) -> None:
         """Until the client hangs up, or has been silent for too long."""
-        async for _ in requests:
+        async for beat in requests:
             if not self._node.beat(session):
                 return
+            self.audience.heard(session, beat.epochs_version)
 
     async def _tell(self, context: Context) -> None:
-        told_map, told_unreachable = None, None
+        told_map, told_unreachable, told_epochs = None, None, 0
         async for notice in self._bulletin.notices():
             if notice.map is not told_map:
                 told_map = notice.map
@@ -203,6 +211,10 @@ class CacheService(CacheServicer):
                 told_unreachable = notice.unreachable
                 nodes = pb.Unreachable(nodes=convert.nodes_to_bytes(told_unreachable))
                 await context.write(pb.SessionEvent(unreachable=nodes))
+            if notice.epochs_version != told_epochs:
+                told_epochs = notice.epochs_version
+                for event in self.audience.events():
+                    await context.write(event)
 
     def _check(self, incarnation: int) -> None:
         if incarnation != self._node.identity.incarnation:

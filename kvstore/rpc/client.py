@@ -25,6 +25,7 @@ from kvstore.calls import (
     ReserveReply,
     ReserveRequest,
 )
+from kvstore.clock import Clock, SystemClock
 from kvstore.cluster_map import ClusterMap
 from kvstore.errors import ConfigError, SamovarError, UnavailableError, UsageError
 from kvstore.holders import Located
@@ -33,6 +34,7 @@ from kvstore.rpc import cache_pb2, cluster_pb2, convert, directory_pb2
 from kvstore.rpc.cache_pb2_grpc import CacheStub
 from kvstore.rpc.cluster_pb2_grpc import ClusterStub
 from kvstore.rpc.directory_pb2_grpc import DirectoryStub
+from kvstore.rpc.life_client import LifeClient
 from kvstore.rpc.session import Link, SessionThread
 from kvstore.rpc.wire import (
     CALL_DEADLINE_S,
@@ -69,6 +71,7 @@ class ControlClient:
         token: str | None = None,
         deadline_s: float = CALL_DEADLINE_S,
         contact_s: float = CALL_DEADLINE_S,
+        clock: Clock | None = None,
     ) -> None:
         """Connects in the background: this returns at once, whether or not the node is there.
 
@@ -86,8 +89,14 @@ class ControlClient:
         self._cluster = ClusterStub(self._channel)
         self._hello: convert.Hello | None = None
         self._session = SessionThread(
-            address, self._cache, self._metadata, self.hello, self._contact_s
+            address,
+            self._cache,
+            self._metadata,
+            self.hello,
+            self._contact_s,
+            clock or SystemClock(),
         )
+        self.life = LifeClient(self._channel, self._asked, self._session.epoch_of, deadline_s)
 
     @property
     def identity(self) -> NodeIdentity:
@@ -108,6 +117,10 @@ class ControlClient:
     def unreachable(self) -> frozenset[int]:
         """Indexes of nodes that do not answer, as far as this node knows."""
         return self._session.unreachable
+
+    def lost_s(self) -> float:
+        """For how many seconds there has been no session, 0 while there is one."""
+        return self._session.lost_s()
 
     @property
     def has_disk(self) -> bool:
@@ -285,10 +298,11 @@ class ControlClient:
         request: Any,
         link: Link | None = None,
         wait_s: float = float("inf"),
+        deadline_s: float | None = None,
     ) -> Any:
         self._check_usable()
         met = self._hello is not None or method is self._cache.Hello
-        wait_s = min(wait_s, self._deadline_s if met else self._contact_s)
+        wait_s = min(wait_s, (deadline_s or self._deadline_s) if met else self._contact_s)
         try:
             reply = method(request, timeout=wait_s, metadata=self._metadata)
         except grpc.RpcError as fault:
@@ -303,6 +317,16 @@ class ControlClient:
         if link is not None and request.session == link.session:
             self._session.drop(link)
         raise UnavailableError(f"{self.address}: {reply.verdict.detail or f'outcome {outcome}'}")
+
+    def _asked(
+        self,
+        method: Callable[..., Any],
+        request: object,
+        reader: Callable[[Any], Value],
+        deadline_s: float | None = None,
+    ) -> Value:
+        reply = self._call(method, request, deadline_s=deadline_s)
+        return self._read(lambda found, _: reader(found), reply, 0)
 
     def _read(self, reader: Callable[[Any, int], Value], reply: object, count: int) -> Value:
         try:

@@ -10,10 +10,11 @@ import grpc
 from kvstore.cluster_map import ClusterMap
 from kvstore.membership import Heartbeat
 from kvstore.rpc import cluster_pb2 as pb
-from kvstore.rpc import convert
+from kvstore.rpc import convert, life_messages
 from kvstore.rpc.answering import answering
 from kvstore.rpc.bulletin import Bulletin
 from kvstore.rpc.cluster_pb2_grpc import ClusterServicer
+from kvstore.rpc.life_messages import Books
 
 
 class Follower(Protocol):
@@ -23,7 +24,12 @@ class Follower(Protocol):
         """Take a newer map; an older one, or the same, changes nothing."""
         ...
 
-    def received(self, beat: Heartbeat) -> Heartbeat | None:
+    @property
+    def books(self) -> Books:
+        """Digests of what this node was told for good."""
+        ...
+
+    def received(self, beat: Heartbeat, books: Books) -> Heartbeat | None:
         """Take a heartbeat and answer with one; ``None`` while this node is in no map."""
         ...
 
@@ -47,9 +53,10 @@ class ClusterService(ClusterServicer):
     @answering(pb.HeartbeatReply)
     def Heartbeat(self, request: pb.HeartbeatRequest) -> pb.HeartbeatReply:
         beat = convert.beacon_from_message(request.beacon)
-        answer = self._follower.received(beat)
+        answer = self._follower.received(beat, life_messages.books_from_message(request.books))
         ours = self._bulletin.now.map
-        reply = pb.HeartbeatReply(map_epoch=ours.epoch)
+        books = life_messages.books_to_message(self._follower.books)
+        reply = pb.HeartbeatReply(map_epoch=ours.epoch, books=books)
         if answer is not None:
             reply.beacon.CopyFrom(convert.beacon_to_message(answer))
         if beat.map_epoch < ours.epoch:

@@ -241,6 +241,7 @@ def stats_to_message(stats: NodeStats) -> cache_pb2.StatsReply:
     counters = asdict(stats)
     counters |= counters.pop("host")
     counters |= {f"nvme_{name}": value for name, value in counters.pop("nvme").items()}
+    counters["is_sealed"] = int(stats.is_sealed)
     return cache_pb2.StatsReply(counters=counters)
 
 
@@ -251,13 +252,13 @@ def stats_from_message(message: cache_pb2.StatsReply) -> NodeStats:
     nvme = NvmeStats(
         **{field.name: counters.get(f"nvme_{field.name}", 0) for field in fields(NvmeStats)}
     )
-    return NodeStats(
-        host=host,
-        nvme=nvme,
-        sessions=counters.get("sessions", 0),
-        leases=counters.get("leases", 0),
-        metadata_bytes=counters.get("metadata_bytes", 0),
-    )
+    own = {
+        field.name: counters.get(field.name, 0)
+        for field in fields(NodeStats)
+        if field.name not in ("host", "nvme", "is_sealed")
+    }
+    sealed = bool(counters.get("is_sealed", 0))
+    return NodeStats(host=host, nvme=nvme, is_sealed=sealed, **own)
 
 
 def announcement_from_message(message: directory_pb2.AnnounceRequest) -> Announcement:

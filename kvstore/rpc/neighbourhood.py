@@ -1,6 +1,6 @@
 """A storage node among the others: the map, announcements to the directory's homes, heartbeats.
 
-    map E+1 ──> follow ──> told to clients (bulletin), own shard, announcer, membership, peers
+    map E+1 ──> follow ──> told to clients (bulletin), own shard, announcer, membership, gossip
     every 100 ms: whom to beat? who does not answer? ──> told to clients
     every 50 ms:  anything to announce? one message under way per home, this node's own included
 
@@ -10,7 +10,7 @@ node's event loop. A node that no map names (yet, or any more) serves its cells 
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from kvstore.announce import Announcer
@@ -26,7 +26,10 @@ from kvstore.membership import (
 )
 from kvstore.node import Node
 from kvstore.rpc.bulletin import Bulletin
+from kvstore.rpc.gossip import Gossip
+from kvstore.rpc.life_messages import Books
 from kvstore.rpc.peer import Peer
+from kvstore.rpc.tasks import Tasks
 
 log = logging.getLogger(__name__)
 
@@ -70,17 +73,30 @@ class Neighbourhood:
         self._connect = connect
         self._standing: _Standing | None = None
         self._peers: dict[int, Peer] = {}
+        self._gossip = Gossip(node, lambda: self._peers)
         self._announcing: dict[int, asyncio.Task[None]] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
         self._checked_s = clock.monotonic_s()
-        self._disk_epoch = node.behind.epoch
+        self._epoch = node.life.epoch
+
+    @property
+    def peers(self) -> Mapping[int, Peer]:
+        """The other nodes of the map; nobody while none names this one."""
+        return self._peers
+
+    @property
+    def books(self) -> Books:
+        """Digests of what this node was told for good."""
+        return self._gossip.books
 
     def follow(self, cluster_map: ClusterMap) -> None:
         """Take a newer map; an older one, or the same, changes nothing."""
+        me = cluster_map.by_id(self._node.identity.node_id)
+        if me is not None and len(cluster_map.nodes) > 1:
+            self._keep_company()
         if not self._bulletin.post_map(cluster_map):
             return
         self._directory.follow(cluster_map)
-        me = cluster_map.by_id(self._node.identity.node_id)
         if me is None:
             log.warning("map %d does not name this node: it keeps quiet", cluster_map.epoch)
             self._standing = None
@@ -91,18 +107,24 @@ class Neighbourhood:
             standing.membership.follow(cluster_map, self._clock.monotonic_s())
             self._bulletin.post_unreachable(standing.membership.unreachable)
         self._meet(cluster_map)
+        if me is None:
+            self._gossip.away()
+        else:
+            self._gossip.follow(cluster_map, me.index)
         log.info("map %d has %d nodes", cluster_map.epoch, len(cluster_map.nodes))
 
-    def received(self, beat: Heartbeat) -> Heartbeat | None:
+    def received(self, beat: Heartbeat, books: Books) -> Heartbeat | None:
         """Take a heartbeat and answer with one; ``None`` while no map names this node."""
         if self._standing is None:
             return None
+        self._gossip.heard(beat.sender, books)
         membership = self._standing.membership
         self._tell(membership.received(beat, self._clock.monotonic_s()))
         return membership.heartbeat()
 
     def beat(self) -> None:
         """Measure silence, and send the heartbeats that are due. Call it every 100 ms."""
+        self._bulletin.post_epochs(self._node.life.tenants.version)  # gossip may have brought some
         if self._standing is None:
             return
         membership = self._standing.membership
@@ -110,7 +132,7 @@ class Neighbourhood:
         self._tell(tick.events)
         beat = membership.heartbeat()
         for target in tick.targets:
-            self._spawn(self._beat(self._peers[target], beat))
+            self._tasks.spawn(self._beat(target, self._peers[target], beat))
 
     def announce(self) -> None:
         """See to it that every home is being told what it has not been told. Every 50 ms."""
@@ -118,8 +140,8 @@ class Neighbourhood:
             self._node.drain_changes()  # a first announcement begins with all that is held
             return
         announcer = self._standing.announcer
-        if self._disk_epoch != self._node.behind.epoch:
-            self._disk_epoch = self._node.behind.epoch
+        if self._epoch != self._node.life.epoch:
+            self._epoch = self._node.life.epoch
             announcer.start_over()
         if self._clock.monotonic_s() - self._checked_s >= CHECK_INTERVAL_S:
             self._checked_s = self._clock.monotonic_s()
@@ -127,15 +149,20 @@ class Neighbourhood:
         for home in announcer.homes:
             task = self._announcing.get(home.index)
             if task is None or task.done():
-                self._announcing[home.index] = self._spawn(self._announce(home.index))
+                self._announcing[home.index] = self._tasks.spawn(self._announce(home.index))
 
     async def close(self) -> None:
         """Stop talking to the others."""
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._gossip.close()
+        await self._tasks.close()
         await asyncio.gather(*(peer.close() for peer in self._peers.values()))
         self._peers.clear()
+
+    def _keep_company(self) -> None:
+        try:
+            self._node.life.keep_company()
+        except OSError as fault:
+            log.error("after a restart, what is deleted meanwhile may show for a moment: %s", fault)
 
     def _stand(self, index: int) -> _Standing:
         if self._standing is None or self._standing.index != index:
@@ -153,7 +180,7 @@ class Neighbourhood:
         wanted = {} if index is None else {n.index: n.control for n in cluster_map.nodes}
         for other, peer in list(self._peers.items()):
             if wanted.get(other) != peer.address:
-                self._spawn(self._peers.pop(other).close())
+                self._tasks.spawn(self._peers.pop(other).close())
         for other, address in wanted.items():
             if other != index and other not in self._peers:
                 self._peers[other] = self._connect(address)
@@ -164,10 +191,11 @@ class Neighbourhood:
         if events and self._standing is not None:
             self._bulletin.post_unreachable(self._standing.membership.unreachable)
 
-    async def _beat(self, peer: Peer, beat: Heartbeat) -> None:
-        echo = await peer.beat(beat, BEAT_DEADLINE_S)
+    async def _beat(self, target: int, peer: Peer, beat: Heartbeat) -> None:
+        echo = await peer.beat(beat, self.books, BEAT_DEADLINE_S)
         if echo is None:
             return
+        self._gossip.heard(target, echo.books)
         if echo.beat is not None and self._standing is not None:
             now_s = self._clock.monotonic_s()
             self._tell(self._standing.membership.received(echo.beat, now_s))
@@ -200,14 +228,3 @@ class Neighbourhood:
                 self.follow(answer)
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _PAUSE_MAX_S)
-
-    def _spawn(self, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._finished)
-        return task
-
-    def _finished(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (fault := task.exception()) is not None:
-            log.error("talking to another node failed", exc_info=fault)

@@ -1,23 +1,35 @@
-"""One storage node seen from another: announcements, heartbeats, maps; on the event loop.
+"""One storage node seen from another: announcements, heartbeats, maps, deletes; on the event loop.
 
 Every call has a deadline and answers ``None`` when the other node did not answer in a way that
 makes sense: there is nothing to do about it but to try again later.
 """
 
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import TypeVar
 
 import grpc
+import numpy as np
 
+from kvstore.burials import BurialPage
 from kvstore.cluster_map import ClusterMap
 from kvstore.directory import Announcement, Answer
+from kvstore.key import Keys
 from kvstore.membership import Heartbeat
-from kvstore.rpc import cluster_pb2, convert
+from kvstore.rpc import cluster_pb2, convert, life_messages, life_pb2
+from kvstore.rpc.answering import ReplyType
 from kvstore.rpc.cluster_pb2_grpc import ClusterStub
 from kvstore.rpc.directory_pb2_grpc import DirectoryStub
-from kvstore.rpc.wire import CHANNEL_OPTIONS, WireFault, bearer
+from kvstore.rpc.life_messages import Books
+from kvstore.rpc.life_pb2_grpc import LifeStub
+from kvstore.rpc.wire import CHANNEL_OPTIONS, ONWARD, WireFault, bearer, pack
+from kvstore.tenants import EpochPage
 
 ANNOUNCE_DEADLINE_S = 2.0
+PAGE_DEADLINE_S = 2.0
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +42,7 @@ class Echo:
     beat: Heartbeat | None
     map_epoch: int
     map: ClusterMap | None
+    books: Books
 
 
 class Peer:
@@ -41,6 +54,7 @@ class Peer:
         self._channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
         self._directory = DirectoryStub(self._channel)
         self._cluster = ClusterStub(self._channel)
+        self._life = LifeStub(self._channel)
 
     async def announce(
         self, announcement: Announcement, map_epoch: int
@@ -59,9 +73,11 @@ class Peer:
         except (grpc.RpcError, WireFault):
             return None
 
-    async def beat(self, beat: Heartbeat, deadline_s: float) -> Echo | None:
+    async def beat(self, beat: Heartbeat, books: Books, deadline_s: float) -> Echo | None:
         """Send a heartbeat and take the one that answers it."""
-        request = cluster_pb2.HeartbeatRequest(beacon=convert.beacon_to_message(beat))
+        request = cluster_pb2.HeartbeatRequest(
+            beacon=convert.beacon_to_message(beat), books=life_messages.books_to_message(books)
+        )
         try:
             reply = await self._cluster.Heartbeat(
                 request, timeout=deadline_s, metadata=self._metadata
@@ -70,7 +86,8 @@ class Peer:
                 return None
             answer = convert.beacon_from_message(reply.beacon) if reply.HasField("beacon") else None
             newer = convert.map_from_message(reply.map) if reply.HasField("map") else None
-            return Echo(answer, reply.map_epoch, newer)
+            theirs = life_messages.books_from_message(reply.books)
+            return Echo(answer, reply.map_epoch, newer, theirs)
         except (grpc.RpcError, WireFault):
             return None
 
@@ -80,6 +97,48 @@ class Peer:
         with suppress(grpc.RpcError):
             await self._cluster.SetMap(request, timeout=deadline_s, metadata=self._metadata)
 
+    async def bury(self, keys: Keys, delete_id: int, patience_s: float) -> bool:
+        """Tell of a delete; whether it is durable there."""
+        request = life_pb2.BuryRequest(
+            keys=pack(keys, np.uint8), id=delete_id, patience_ms=round(1000 * ONWARD * patience_s)
+        )
+        reply = await self._asked(self._life.Bury, request, patience_s)
+        return reply is not None and bool(reply.durable)
+
+    async def raise_epochs(self, page: EpochPage, patience_s: float) -> bool:
+        """Tell of epochs; whether they are durable there, and known to that node's clients."""
+        request = life_messages.raise_to_message(page, round(1000 * ONWARD * patience_s))
+        reply = await self._asked(self._life.RaiseEpochs, request, patience_s)
+        return reply is not None and bool(reply.durable)
+
+    async def burials(self, start: int) -> BurialPage | None:
+        """A page of the other node's burials."""
+        request = life_pb2.PageRequest(start=start)
+        reply = await self._asked(self._life.Burials, request, PAGE_DEADLINE_S)
+        return self._read(life_messages.burials_from_message, reply)
+
+    async def epochs(self, start: int) -> EpochPage | None:
+        """A page of the epochs that the other node knows."""
+        request = life_pb2.PageRequest(start=start)
+        reply = await self._asked(self._life.Epochs, request, PAGE_DEADLINE_S)
+        return self._read(life_messages.epochs_from_message, reply)
+
     async def close(self) -> None:
         """Hang up."""
         await self._channel.close()
+
+    async def _asked(
+        self, method: Callable[..., Awaitable[ReplyType]], request: object, deadline_s: float
+    ) -> ReplyType | None:
+        """The reply, if there is one and it is what was asked for."""
+        try:
+            reply = await method(request, timeout=deadline_s, metadata=self._metadata)
+        except grpc.RpcError:
+            return None
+        return reply if reply.verdict.outcome == cluster_pb2.DONE else None
+
+    def _read(self, reader: Callable[[ReplyType], Value], reply: ReplyType | None) -> Value | None:
+        try:
+            return None if reply is None else reader(reply)
+        except WireFault:
+            return None

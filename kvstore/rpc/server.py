@@ -1,4 +1,4 @@
-"""A node's control port: the three services on one gRPC server.
+"""A node's control port: the four services on one gRPC server.
 
 It lives on an event loop, and everything behind it is called on that loop's thread. Covers: the
 port, the token. Does not cover: what the services do (``*_service``), the node's own loops
@@ -18,6 +18,8 @@ from kvstore.rpc.cluster_pb2_grpc import add_ClusterServicer_to_server
 from kvstore.rpc.cluster_service import ClusterService
 from kvstore.rpc.directory_pb2_grpc import add_DirectoryServicer_to_server
 from kvstore.rpc.directory_service import DirectoryService
+from kvstore.rpc.life_pb2_grpc import add_LifeServicer_to_server
+from kvstore.rpc.life_service import LifeService
 from kvstore.rpc.wire import AUTHORIZATION, SERVER_OPTIONS, bearer
 
 CALLS_AT_ONCE_MAX = 8192
@@ -36,6 +38,7 @@ class ControlServer:
         cache: CacheService,
         directory: DirectoryService,
         cluster: ClusterService,
+        life: LifeService,
         token: str | None,
     ) -> None:
         guards = [] if token is None else [TokenGuard(token)]
@@ -47,6 +50,7 @@ class ControlServer:
         add_CacheServicer_to_server(cache, self._server)
         add_DirectoryServicer_to_server(directory, self._server)
         add_ClusterServicer_to_server(cluster, self._server)
+        add_LifeServicer_to_server(life, self._server)
 
     async def start(self, host: str, port: int) -> str:
         """Listen; port 0 takes any free one. Raises ``StateError`` if the port is taken."""

@@ -16,10 +16,11 @@ from typing import Protocol
 
 import grpc
 
+from kvstore.clock import Clock
 from kvstore.cluster_map import ClusterMap
 from kvstore.errors import SamovarError, UnavailableError
 from kvstore.rpc import cache_pb2 as pb
-from kvstore.rpc import convert
+from kvstore.rpc import convert, life_messages
 from kvstore.rpc.cache_pb2_grpc import CacheStub
 from kvstore.rpc.wire import BEAT_S, Metadata
 
@@ -55,14 +56,20 @@ class SessionThread:
         metadata: Metadata,
         hello: Callable[[], convert.Hello],
         contact_s: float,
+        clock: Clock,
     ) -> None:
         self.map = ClusterMap(0, ())
         self.unreachable: frozenset[int] = frozenset()
+        self._epochs: dict[bytes, int] = {}
+        """Of the tenants that were erased. Replaced, never changed."""
         self._address = address
         self._stub = stub
         self._metadata = metadata
         self._hello = hello
         self._contact_s = contact_s
+        self._clock = clock
+        self._lost_since_s = clock.monotonic_s()
+        self._epochs_version = 0
         self._link: Link | None = None
         self._reason = "it was not tried yet"
         self._stream: Stream | None = None
@@ -79,11 +86,20 @@ class SessionThread:
             raise UnavailableError(f"no session with {self._address}: {self._reason}")
         return link
 
+    def epoch_of(self, tenant: bytes) -> int:
+        """A tenant's epoch, as far as any session has told. Waits as ``link`` does."""
+        self._tried.wait(self._contact_s)
+        return self._epochs.get(tenant, 0)
+
+    def lost_s(self) -> float:
+        """For how long there has been no session, 0 while there is one."""
+        return self._clock.monotonic_s() - self._lost_since_s if self._link is None else 0.0
+
     def drop(self, lost: Link) -> None:
         """A call has shown that this session is over: open another one."""
         stream = self._stream
         if self._link is lost and stream is not None:
-            self._link = None
+            self._lose()
             stream.cancel()
 
     def hang_up(self) -> None:
@@ -118,8 +134,10 @@ class SessionThread:
         self._learn(hello.map)
         incarnation = hello.identity.incarnation
         ended = threading.Event()
+        self._epochs_version = 0
         try:
-            stream: Stream = self._stub.Session(_beats(incarnation, ended), metadata=self._metadata)
+            beats = self._beats(incarnation, ended)
+            stream: Stream = self._stub.Session(beats, metadata=self._metadata)
         except ValueError:  # the channel has been closed since
             return "closed"
         self._stream = stream
@@ -134,9 +152,14 @@ class SessionThread:
         except grpc.RpcError as fault:
             return f"{fault.code().name}: {fault.details()}"
         finally:
-            self._link = None
+            self._lose()
             ended.set()
             stream.cancel()
+
+    def _lose(self) -> None:
+        if self._link is not None:
+            self._lost_since_s = self._clock.monotonic_s()
+            self._link = None
 
     def _take(self, event: pb.SessionEvent, incarnation: int) -> None:
         kind = event.WhichOneof("event")
@@ -146,17 +169,26 @@ class SessionThread:
             log.info("session %d with %s is open", event.opened, self._address)
         elif kind == "map":
             self._learn(convert.map_from_message(event.map))
+        elif kind == "epochs":
+            self._take_epochs(event.epochs)
         elif kind == "unreachable":
             self.unreachable = convert.nodes_from_bytes(event.unreachable.nodes)
+
+    def _take_epochs(self, told: pb.TenantEpochs) -> None:
+        page = life_messages.epochs_from_message(told)
+        epochs = dict(self._epochs)
+        for tenant, epoch in zip(page.tenants, page.epochs.tolist(), strict=True):
+            epochs[tenant.tobytes()] = max(epoch, epochs.get(tenant.tobytes(), 0))
+        self._epochs = epochs
+        self._epochs_version = max(self._epochs_version, told.version)
+
+    def _beats(self, incarnation: int, ended: threading.Event) -> Iterator[pb.Beat]:
+        """A sign of life at once and then in even steps; gRPC runs this in a thread of its own."""
+        yield pb.Beat(incarnation=incarnation)
+        while not ended.wait(BEAT_S):
+            yield pb.Beat(epochs_version=self._epochs_version)
 
     def _learn(self, told: ClusterMap) -> None:
         # A node that has just started has no map yet; ours is worth more than none.
         if told.epoch:
             self.map = told
-
-
-def _beats(incarnation: int, ended: threading.Event) -> Iterator[pb.Beat]:
-    """A sign of life at once and then in even steps; gRPC runs this in a thread of its own."""
-    yield pb.Beat(incarnation=incarnation)
-    while not ended.wait(BEAT_S):
-        yield pb.Beat()

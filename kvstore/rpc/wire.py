@@ -13,7 +13,7 @@ from kvstore.errors import SamovarError
 from kvstore.key import KEY_BYTES, Keys
 from kvstore.rpc import cluster_pb2 as pb
 
-WIRE_VERSION = 1
+WIRE_VERSION = 2
 
 PROBES_MAX = 16384
 """Keys times cells per look-up, touch or locate: a few milliseconds of a node's one thread."""
@@ -22,6 +22,8 @@ MESSAGE_BYTES_MAX = 4 << 20
 CALL_DEADLINE_S = 2.0
 CONTACT_S = 0.25
 """For a first answer where another node may do instead: a machine that is gone says nothing."""
+ONWARD = 0.8
+"""Of its patience a caller leaves so much to whom it asks: the rest is for the way."""
 BEAT_S = 0.5
 """Between two signs of life; a node waits for four of them."""
 KEEPALIVE_MS = 1000

@@ -6,8 +6,8 @@ Reads orders from standard input, one JSON object a line, and answers each with 
 ``pause`` stops at a point of the real code and says so; it goes on when it is told to, or forks
 there first:
 
-    rows   the client asks for rows: after Reserve and before a slot is filled, or between a plan
-           (for other nodes also a lease) and the copying
+    rows   the client asks for rows, whose bytes move next
+    read   between a plan (for other nodes also a lease) and the copying
     fill   a leaf is in its slot (on its way, to another host), the next one is not
     check  a leaf was delivered and is not verified yet
 """
@@ -16,6 +16,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -28,12 +29,15 @@ from kvstore import leaves
 from kvstore.block import Leaf, leaf_digest
 from kvstore.cell import Grid
 from kvstore.client import Samovar
+from kvstore.clock import Deadline
 from kvstore.cluster_map import ClusterMap, NodeInfo
 from kvstore.errors import UsageError
 from kvstore.namespace import Namespace
 from kvstore.plan import Plan
 from kvstore.rpc.client import ControlClient
 from kvstore.transport import tcp
+from kvstore.transport.base import CellRead, ReadOutcome
+from kvstore.transport.local import LocalTransport
 from tests.hold import prompts
 
 Order = dict[str, Any]
@@ -191,7 +195,20 @@ class Worker:
 
 
 def watched(stack: ExitStack, gate: Gate) -> None:
-    """Let whatever copies or sends leaves pass the gate, leaf by leaf, as only the twin can."""
+    """Let reads pass the gate before anything moves, and whatever copies or sends leaves, leaf by
+    leaf, as only the twin can."""
+
+    def gated(read: Callable[..., list[ReadOutcome]]) -> Callable[..., list[ReadOutcome]]:
+        def stopped(
+            transport: object, cells: Sequence[CellRead], deadline: Deadline
+        ) -> list[ReadOutcome]:
+            gate.passing("read")
+            return read(transport, cells, deadline)
+
+        return stopped
+
+    for kind in (LocalTransport, tcp.TcpTransport):
+        stack.enter_context(mock.patch.object(kind, "read", gated(kind.read)))
 
     def digest(leaf: Leaf, seed: int) -> int:
         gate.passing("fill", leaf)

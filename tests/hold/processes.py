@@ -179,9 +179,11 @@ class StorageNode(Child):
         token_file: Path | None = None,
         prefix: Sequence[str] = (),
         nvme_folder: Path | None = None,
+        nvme_bytes: int = NVME_BYTES,
     ) -> None:
         self._how = (
-            folder, index, arena_bytes, bind_host, advertise_host, token_file, prefix, nvme_folder
+            folder, index, arena_bytes, bind_host, advertise_host, token_file, prefix, nvme_folder,
+            nvme_bytes,
         )  # fmt: skip
         words = [str(index), f"node-{index}", str(folder / f"state-{index}")]
         words += [str(folder / f"arena-{index}"), f"host-{index}"]
@@ -189,7 +191,7 @@ class StorageNode(Child):
         words += ["--advertise-host", advertise_host] if advertise_host else []
         words += ["--token-file", str(token_file)] if token_file else []
         if nvme_folder is not None:
-            words += ["--nvme-bytes", str(NVME_BYTES), "--nvme-folder", str(nvme_folder)]
+            words += ["--nvme-bytes", str(nvme_bytes), "--nvme-folder", str(nvme_folder)]
         super().__init__([node_process.__name__, *words], prefix)
 
     @cached_property

@@ -97,8 +97,8 @@ def test_hold_a_cut_link_shortens_prefixes_until_it_is_mended(
     reader.finds(1, TOKENS)
     reader.stores(2, TOKENS)
 
-    reader.order("fetch", 1, TOKENS, pause=("rows", 2), deadline_s=2.0)
-    reader.paused("rows")
+    reader.order("fetch", 1, TOKENS, pause=("read", 1), deadline_s=2.0)
+    reader.paused("read")
     machines[0].turn_link("down")
     cut_off = reader.go_on()
     assert (cut_off["tokens"], cut_off["right"]) == (0, True), cut_off

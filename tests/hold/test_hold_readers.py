@@ -22,7 +22,7 @@ def press_out(writer: Client, prompt: int) -> None:
 
 
 @pytest.mark.parametrize("host", ["host-0", "elsewhere"])
-@pytest.mark.parametrize("point", ["rows", "check"])
+@pytest.mark.parametrize("point", ["read", "check"])
 def test_hold_a_stopped_reader_whose_blocks_are_evicted_reads_less(
     tier: Tier, point: str, host: str
 ) -> None:
@@ -31,7 +31,7 @@ def test_hold_a_stopped_reader_whose_blocks_are_evicted_reads_less(
     writer, reader = tier.client(node), tier.client(node, host)
     writer.stores(1, TOKENS)
     reader.finds(1, TOKENS)
-    reader.order("fetch", 1, TOKENS, pause=(point, 2))
+    reader.order("fetch", 1, TOKENS, pause=(point, 2 if point == "check" else 1))
     reader.paused(point)
     reader.freeze()
     press_out(writer, 1)
@@ -54,8 +54,8 @@ def test_hold_a_leased_read_keeps_its_blocks_under_pressure(tier: Tier) -> None:
     writer, reader = tier.client(node), tier.client(node, "elsewhere")
     writer.stores(1, TOKENS)
     reader.finds(1, TOKENS)
-    reader.order("fetch", 1, TOKENS, pause=("rows", 1))
-    reader.paused("rows")
+    reader.order("fetch", 1, TOKENS, pause=("read", 1))
+    reader.paused("read")
     for prompt in range(2, 18):
         writer.stores(prompt, 1024)
     assert stats_of(node).host.evicted > 512

@@ -45,7 +45,7 @@ def recorded(tmp_path: Path) -> TierFolder:
 def test_version_names_what_is_written_and_spoken(run: Run) -> None:
     code, output, _ = run("--version")
     assert code == 0
-    assert "block format 1, wire 1, state 1" in output
+    assert "block format 1, wire 2, state 1" in output
 
 
 def test_help_teaches(run: Run) -> None:
@@ -79,6 +79,8 @@ def test_commands_about_a_tier_offer_only_what_they_go_by(run: Run) -> None:
         (["up", "--nodes", "none"], "--nodes"),
         (["up", "--arena-bytes", "1PiB"], "smaller --arena-bytes"),
         (["up", "--shm-folder", "/nowhere"], "--shm-folder"),
+        (["up", "--nvme-bytes", "1PiB"], "smaller --nvme-bytes"),
+        (["up", "--nvme-bytes", "1MiB"], "needs at least"),
         (["up", "--bind-host", "0.0.0.0"], "token_file"),
         (["up", "--name", "Not A Name"], "--name"),
         (["up", "--token-file", "/nowhere"], "token file"),
@@ -96,6 +98,17 @@ def test_bad_input_gets_one_sentence_and_code_2(
     assert sentence in complaint
     assert "Traceback" not in complaint
     assert not list(tmp_path.rglob("tier.json"))
+
+
+def test_purge_knows_the_other_disks(run: Run, tmp_path: Path) -> None:
+    folder, disk = recorded(tmp_path), tmp_path / "disk"
+    for name in ("samovar-0", "samovar-1", "samovar-other-0", "samovar"):
+        (disk / name).mkdir(parents=True)
+    folder.note_disk(disk)
+    assert run("down")[0] == 0
+    assert len(list(disk.iterdir())) == 4
+    assert run("down", "--purge")[0] == 0
+    assert {each.name for each in disk.iterdir()} == {"samovar-other-0", "samovar"}
 
 
 def test_other_platforms_are_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,6 +156,8 @@ def test_status_of_a_tier_that_is_half_up(run: Run, tmp_path: Path) -> None:
     assert "1 of 2 nodes gave no answer: one that died is back within seconds" in output
     nodes = json.loads(output.splitlines()[-1])["nodes"]
     assert [node["answers"] for node in nodes] == [True, False]
+    assert "What becomes of blocks" in output
+    assert {"holds", "promised_bytes", "burials", "is_sealed"} <= nodes[0].keys()
 
 
 def test_down_without_a_tier(run: Run) -> None:

@@ -4,6 +4,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -16,7 +17,9 @@ from kvstore.cluster_map import ClusterMap, NodeInfo
 from kvstore.cluster_routes import ClusterRoutes
 from kvstore.errors import UnavailableError
 from kvstore.placement import homes
+from kvstore.plan import OWN_NODE
 from kvstore.rpc.client import ControlClient
+from kvstore.sessions import SESSION_DEAD_S
 from tests.served import Served, eventually, put, some_keys, two_nodes
 from tests.worlds import shared_folder
 
@@ -46,9 +49,13 @@ def serving(folder: Path, epoch: int, tier_id: str, port: int = 0) -> Iterator[S
 
 @contextmanager
 def routes_to(
-    served: Served, host_id: str, call_deadline_s: float = 2.0
+    served: Served,
+    host_id: str,
+    call_deadline_s: float = 2.0,
+    clock: ManualClock | None = None,
 ) -> Iterator[ClusterRoutes]:
-    routes = ClusterRoutes.open(served.address, host_id, None, ManualClock(), call_deadline_s)
+    clock = clock or ManualClock()
+    routes = ClusterRoutes.open(served.address, host_id, None, clock, call_deadline_s)
     try:
         yield routes
     finally:
@@ -124,6 +131,56 @@ def test_a_client_of_another_host_has_one_connection_to_its_entry(folder: Path) 
         assert routes.access(1) is routes.write_route().access
         addresses = [call.args[0] for call in opened.call_args_list]
     assert addresses.count(served.address) == 1
+
+
+def test_an_arena_is_not_looked_at_long_after_its_node_was_lost(folder: Path) -> None:
+    clock = ManualClock()
+    with ExitStack() as stack:
+        with serving(folder / "a", 1, "tier") as served:
+            routes = stack.enter_context(routes_to(served, "host-1", clock=clock))
+            with closing(ControlClient(served.address)) as client:
+                put(client, served.node.tier.arena, some_keys(1))
+            assert routes.write_route().access.session
+            clock.advance(SESSION_DEAD_S + 1.0)
+            assert held(routes, 1), "the session is there"
+        eventually(lambda: _session(routes) == 0)
+        assert held(routes, 1), "it has just been lost"
+        clock.advance(SESSION_DEAD_S - 0.1)
+        assert held(routes, 1)
+        clock.advance(0.2)
+        assert not held(routes, 1), "blocks may have been deleted since"
+        with pytest.raises(UnavailableError, match="not mapped"):
+            routes.transport(OWN_NODE)
+
+
+def _session(routes: ClusterRoutes) -> int:
+    try:
+        return routes.access(OWN_NODE).session
+    except UnavailableError:
+        return 0
+
+
+def test_who_has_moved_is_hung_up_on_without_making_others_wait(folder: Path) -> None:
+    with ExitStack() as stack:
+        served = stack.enter_context(serving(folder / "a", 1, "tier"))
+        routes = stack.enter_context(routes_to(served, "host-1"))
+        before = routes.access(2)
+        assert isinstance(before, ControlClient)
+        close = before.close
+
+        def slowly() -> None:
+            assert routes._lock.acquire(blocking=False), "held while a connection is closed"
+            routes._lock.release()
+            close()
+
+        stack.enter_context(mock.patch.object(before, "close", slowly))
+        away = replace(two_nodes(2, served.address).nodes[1], control="127.0.0.1:5", incarnation=4)
+        nodes = (served.bulletin.now.map.nodes[0], away)
+        served.call(lambda: served.bulletin.post_map(ClusterMap(2, nodes, tier_id="tier")))
+        eventually(lambda: routes.map.epoch == 2)
+        assert routes.access(2) is not before
+        with pytest.raises(UnavailableError, match="was closed"):
+            before.stats()
 
 
 @pytest.mark.parametrize("away", [unanswered, stuck])

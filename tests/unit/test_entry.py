@@ -183,7 +183,7 @@ def test_one_calls_wait_is_a_setting() -> None:
         control.return_value.hello.side_effect = UnavailableError("nobody")
         with pytest.raises(UnavailableError, match="nobody"):
             Samovar.from_config(config)
-    control.assert_called_once_with(NOBODY, None, 0.5)
+    control.assert_called_once_with(NOBODY, None, 0.5, clock=mock.ANY)
 
 
 @pytest.mark.parametrize(

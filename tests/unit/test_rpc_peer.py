@@ -10,6 +10,7 @@ import grpc
 import numpy as np
 import pytest
 
+from kvstore.burials import BurialDigest
 from kvstore.changes import Changes
 from kvstore.cluster_map import ClusterMap
 from kvstore.directory import Announcement, Answer, Reception
@@ -18,12 +19,15 @@ from kvstore.rpc import cache_pb2, cluster_pb2, convert
 from kvstore.rpc.bulletin import Bulletin, Notice
 from kvstore.rpc.cache_pb2_grpc import CacheStub
 from kvstore.rpc.cluster_pb2_grpc import ClusterStub
+from kvstore.rpc.life_messages import Books
 from kvstore.rpc.peer import Echo, Peer
 from kvstore.rpc.wire import WIRE_VERSION
-from tests.served import Served, some_keys, two_nodes
+from kvstore.tenants import EpochDigest
+from tests.served import BOOKS, Served, some_keys, two_nodes
 from tests.worlds import shared_folder
 
 Value = TypeVar("Value")
+MINE = Books(BurialDigest(2, (1 << 64) - 1), EpochDigest(1, 1 << 63))
 
 
 @pytest.fixture
@@ -83,12 +87,12 @@ def test_an_announcement_under_another_map_is_not_applied(served: Served) -> Non
 def test_a_heartbeat_is_answered_with_one_and_a_newer_map(served: Served) -> None:
     served.call(lambda: served.bulletin.post_map(two_nodes(2)))
     beat = Heartbeat(2, 3, 1, ((1, 7),))
-    echo = with_peer(served.address, lambda peer: peer.beat(beat, 5.0))
-    assert served.follower.heard == [beat]
-    assert echo == Echo(Heartbeat(1, 7, 2, ((3, 2),)), 2, two_nodes(2))
+    echo = with_peer(served.address, lambda peer: peer.beat(beat, MINE, 5.0))
+    assert (served.follower.heard, served.follower.heard_books) == ([beat], [MINE])
+    assert echo == Echo(Heartbeat(1, 7, 2, ((3, 2),)), 2, two_nodes(2), BOOKS)
     beat = Heartbeat(2, 3, 2, ())
-    echo = with_peer(served.address, lambda peer: peer.beat(beat, 5.0))
-    assert echo == Echo(Heartbeat(1, 7, 2, ((3, 2),)), 2, None)
+    echo = with_peer(served.address, lambda peer: peer.beat(beat, MINE, 5.0))
+    assert echo == Echo(Heartbeat(1, 7, 2, ((3, 2),)), 2, None, BOOKS)
 
 
 def test_a_map_is_handed_on(served: Served) -> None:
@@ -106,9 +110,9 @@ def test_who_does_not_answer_or_refuses_is_none(folder: Path) -> None:
     address = served.address
     beat = Heartbeat(2, 3, 1, ())
     for token in (None, "wrong"):
-        assert with_peer(address, lambda peer: peer.beat(beat, 5.0), token) is None
+        assert with_peer(address, lambda peer: peer.beat(beat, MINE, 5.0), token) is None
     served.stop()
-    assert with_peer(address, lambda peer: peer.beat(beat, 5.0), "secret") is None
+    assert with_peer(address, lambda peer: peer.beat(beat, MINE, 5.0), "secret") is None
     assert with_peer(address, lambda peer: peer.announce(announcement(), 1), "secret") is None
 
 

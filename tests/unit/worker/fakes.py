@@ -6,7 +6,7 @@ the copies, so that a forgotten wait shows as wrong bytes.
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -51,6 +51,7 @@ class MemoryTier:
         self.gate: threading.Event | None = None
         self.put_gate = threading.Event()
         self.put_gate.set()
+        self.epoch = 0
 
     def longest_prefix(
         self, namespace: Namespace, tokens: Tokens, boundaries: Sequence[int] = ()
@@ -72,6 +73,9 @@ class MemoryTier:
                 covered = boundary
                 break
         return FakePlan(covered, tuple(found))
+
+    def renewed(self, namespace: Namespace) -> Namespace:
+        return replace(namespace, tenant_epoch=self.epoch)
 
     def get_into(
         self, plan: FakePlan, rows: KVRows, deadline_s: float | None = None, start: int = 0

@@ -266,3 +266,28 @@ def test_a_tier_that_takes_no_saves_is_offered_only_so_many(
     world.tier.put_gate.set()
     world.connector.settle()
     assert len(world.tier.put_from) == 2
+
+
+def test_a_request_goes_on_in_the_epoch_in_which_it_began(world: World) -> None:
+    world.saved()
+    world.tier.epoch = 1
+    assert world.loaded(world.request(world.cache())).tokens == 0, "another epoch, other keys"
+    cache = world.cache(seed=1)
+    old = world.request(cache)
+    world.loaded(old)
+    world.tier.epoch = 2
+    world.connector.save(old, PROMPT)
+    world.connector.settle()
+    assert world.loaded(world.request(world.cache())).tokens == 0, "computed before the erasure"
+    world.connector.save(world.request(cache), PROMPT)
+    world.connector.settle()
+    assert world.loaded(world.request(world.cache())).tokens == 64
+
+
+def test_of_requests_that_are_never_saved_only_so_many_are_remembered(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connector, "REQUESTS_MAX", 3)
+    for _ in range(5):
+        world.loaded(world.request(world.cache()))
+    assert len(world.connector._begun) == 3

@@ -1,0 +1,125 @@
+"""A tenant that is erased: nothing of it is found, by clients that are told and those to come."""
+
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from kvstore.answers import Erased
+from kvstore.calls import HoldOutcome
+from kvstore.client import ERASED, Samovar
+from kvstore.cluster_map import ClusterMap
+from kvstore.errors import UnavailableError
+from kvstore.rpc.client import ControlClient
+from kvstore.tenants import PAGE_TENANTS_MAX, EpochPage, tenant_digest
+from tests.served import Served
+from tests.unit.test_client import Rows
+from tests.unit.test_keeping import BLOCK, NAMESPACE, PROMPT, client_of, two_served
+from tests.worlds import shared_folder
+
+OURS = replace(NAMESPACE, tenant="somebody")
+OTHER = replace(NAMESPACE, tenant="somebody else")
+
+
+@pytest.fixture
+def embedded() -> Iterator[Samovar]:
+    with Samovar.open(4 << 20, block_tokens=BLOCK) as tier:
+        for space in (OURS, OTHER):
+            assert tier.put(space, PROMPT, Rows(100, seed=1)).complete
+        yield tier
+
+
+def test_nothing_of_an_erased_tenant_is_found_or_stored(embedded: Samovar) -> None:
+    plan = embedded.longest_prefix(OURS, PROMPT)
+    assert plan.tokens == 96
+    assert embedded.erase("somebody") == Erased(1)
+    assert embedded.longest_prefix(OURS, PROMPT).blocks == 0
+    fetched = embedded.get_into(plan, Rows(100))
+    assert (fetched.tokens, fetched.stop) == (0, 0)
+    assert embedded.get_into(plan, Rows(100), start=100).start == 100
+    stored = embedded.put(OURS, PROMPT, Rows(100, seed=1), boundaries=[70])
+    assert (stored.refused, stored.blocks, stored.reasons) == (7, 7, {ERASED: 7})
+    assert embedded.hold(OURS, PROMPT, "mine", 60.0).outcome is HoldOutcome.NOT_HELD
+    assert embedded.longest_prefix(OTHER, PROMPT).tokens == 96
+
+
+def test_a_renewed_namespace_begins_anew(embedded: Samovar) -> None:
+    assert embedded.renewed(OURS) is OURS
+    assert embedded.erase("somebody").complete
+    renewed = embedded.renewed(OURS)
+    assert renewed == replace(OURS, tenant_epoch=1)
+    assert embedded.renewed(renewed) is renewed
+    assert embedded.renewed(OTHER) is OTHER
+    assert embedded.longest_prefix(renewed, PROMPT).tokens == 0
+    assert embedded.put(renewed, PROMPT, Rows(100, seed=1)).stored == 6
+    assert embedded.longest_prefix(renewed, PROMPT).tokens == 96
+    assert embedded.erase("somebody").epoch == 2
+    assert embedded.longest_prefix(renewed, PROMPT).tokens == 0
+
+
+@pytest.fixture
+def two() -> Iterator[tuple[Served, Served]]:
+    with shared_folder() as folder, two_served(folder) as nodes:
+        yield nodes
+
+
+def test_clients_of_every_node_go_by_it_when_it_is_answered(two: tuple[Served, Served]) -> None:
+    first, second = two
+    with client_of(first) as near, client_of(second) as far:
+        for client in (near, far):
+            assert client.renewed(OURS) is OURS
+        assert near.erase("somebody") == Erased(1)
+        for client in (near, far):
+            assert client.renewed(OURS).tenant_epoch == 1
+    with client_of(second) as late:
+        assert late.renewed(OURS).tenant_epoch == 1, "told before its session was open"
+
+
+def test_many_erased_tenants_come_in_pages(two: tuple[Served, Served]) -> None:
+    first, _ = two
+    names = [f"tenant {number}" for number in range(PAGE_TENANTS_MAX + 3)]
+    tenants = np.array([list(tenant_digest(name)) for name in names], np.uint8)
+    page = EpochPage(tenants, np.ones(len(names), np.uint64))
+    assert first.call(lambda: first.node.life.raise_epochs(page))
+    with client_of(first) as client:
+        for name in (names[0], names[-1]):
+            assert client.renewed(replace(OURS, tenant=name)).tenant_epoch == 1
+
+
+def test_a_node_that_is_away_is_pending_and_learns_it_from_its_neighbour(
+    two: tuple[Served, Served],
+) -> None:
+    first, second = two
+    away = replace(second.info, control="127.0.0.1:1")
+    first.join_map(ClusterMap.of(2, [first.info, away]))
+    with client_of(first) as near, client_of(second) as far:
+        assert near.erase("somebody") == Erased(1, ("node-2",))
+        assert far.renewed(OURS) is OURS
+        first.join_map(ClusterMap.of(3, [first.info, second.info]))
+        tenant = tenant_digest("somebody")
+        first.beats_until(lambda: second.node.life.tenants.epoch_of(tenant) == 1)
+        second.beats_until(lambda: far.renewed(OURS).tenant_epoch == 1)
+
+
+def test_a_client_that_does_not_confirm_is_waited_for_only_while_it_may_live(
+    two: tuple[Served, Served],
+) -> None:
+    first, _ = two
+    with closing(ControlClient(first.address)) as control:
+        assert control.session
+        # As a client that has stopped: it has been told, and says nothing.
+        control._session._take_epochs = lambda told: None  # type: ignore[method-assign]
+        tenant = tenant_digest("somebody")
+        spread = control.life.erase(tenant)
+        assert (spread.number, spread.durable) == (1, False), "it beats, and goes by the old epoch"
+        assert control.life.epoch_of(tenant) == 0
+
+
+def test_without_the_own_node_nothing_is_erased(two: tuple[Served, Served]) -> None:
+    first, _ = two
+    with client_of(first) as client:
+        first.stop()
+        with pytest.raises(UnavailableError, match=first.address):
+            client.erase("somebody")

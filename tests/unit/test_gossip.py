@@ -1,0 +1,196 @@
+"""Books of deletes and epochs become alike, and who was away shows nothing before it has read them.
+
+Real nodes and ports; a node that is started again finds its arena and its own folder as they were.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+
+from kvstore.clock import ManualClock
+from kvstore.cluster_map import ClusterMap, NodeInfo
+from kvstore.fs import LinuxFileSystem
+from kvstore.lasting import Lasting
+from kvstore.rpc.client import ControlClient
+from kvstore.tenants import tenant_digest
+from kvstore.tiers.start import open_tier
+from tests.served import Served, eventually, put, some_keys
+from tests.worlds import shared_folder
+
+KEYS = some_keys(4)
+GONE, KEPT = KEYS[:3], KEYS[3:]
+NOBODY = "127.0.0.1:1"
+
+
+@dataclass
+class Company:
+    """Nodes by their index, and the map that stands for a coordinator's."""
+
+    folder: Path
+    stack: ExitStack
+    nodes: dict[int, Served] = field(default_factory=dict)
+    lives: dict[int, int] = field(default_factory=dict)
+    epoch: int = 0
+
+    def start(self, index: int) -> Served:
+        """Start a node, or its successor."""
+        arena, own = self.folder / f"arena-{index}", self.folder / f"own-{index}"
+        files = LinuxFileSystem()
+        for each in (arena, own):
+            files.make_folder(each)
+        self.lives[index] = self.lives.get(index, 0) + 1
+        tier = open_tier(files, ManualClock(), arena, 1 << 20, self.lives[index])
+        served = Served(arena, index=index, lasting=Lasting(files, own), tier=tier)
+        self.stack.callback(served.stop)
+        self.nodes[index] = served
+        return served
+
+    def publish(self, *away: int) -> None:
+        """Everybody takes a map of all; those ``away`` are not where it says, and are not told."""
+        self.epoch += 1
+        infos = [self._found(index, away) for index in self.nodes]
+        for index, served in self.nodes.items():
+            if index not in away:
+                served.join_map(ClusterMap.of(self.epoch, infos))
+
+    def _found(self, index: int, away: tuple[int, ...]) -> NodeInfo:
+        info = self.nodes[index].info
+        return replace(info, control=NOBODY) if index in away else info
+
+
+@pytest.fixture
+def company() -> Iterator[Company]:
+    with shared_folder() as folder, ExitStack() as stack:
+        yield Company(folder, stack)
+
+
+def put_on(served: Served) -> None:
+    control = ControlClient(served.address)
+    try:
+        put(control, served.node.tier.arena, KEYS)
+    finally:
+        control.close()
+
+
+def shown(served: Served) -> list[bool]:
+    """Which of the blocks a look-up finds, in the table and by the node."""
+    rows = [KEYS[row : row + 1] for row in range(len(KEYS))]
+    by_node = served.call(lambda: [served.node.lookup(row, 1) == 1 for row in rows])
+    announced = served.call(lambda: len(served.node.snapshot()))
+    assert announced == sum(by_node), "what is found is what is announced"
+    return by_node
+
+
+def delete(served: Served) -> None:
+    control = ControlClient(served.address)
+    try:
+        assert control.life.delete(GONE).durable
+    finally:
+        control.close()
+
+
+def test_books_that_differ_become_alike_in_both_directions(company: Company) -> None:
+    first, second = company.start(1), company.start(2)
+    company.publish(2)
+    put_on(second)
+    delete(first)
+    tenant = tenant_digest("somebody")
+    second.call(lambda: second.node.life.erase(tenant))
+    company.publish()
+    first.beats_until(lambda: shown(second) == [False] * 3 + [True])
+    first.beats_until(lambda: first.node.life.tenants.epoch_of(tenant) == 1)
+    second.call(second.node.tick)
+    assert first.neighbourhood.books == second.neighbourhood.books
+
+
+@pytest.mark.parametrize("deleted_while_down", [True, False])
+def test_who_was_away_shows_nothing_before_it_has_read_the_others(
+    company: Company, deleted_while_down: bool
+) -> None:
+    first, second = company.start(1), company.start(2)
+    company.publish()
+    put_on(second)
+    second.stop()
+    if deleted_while_down:
+        delete(first)
+    second = company.start(2)
+    assert second.node.life.is_sealed
+    assert shown(second) == [False] * 4
+    company.publish()
+    eventually(lambda: not second.node.life.is_sealed)
+    assert shown(second) == [not deleted_while_down] * 3 + [True]
+
+
+def test_it_waits_for_every_node_of_the_map_and_says_so_once(
+    company: Company, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second, third = (company.start(index) for index in (1, 2, 3))
+    company.publish()
+    put_on(second)
+    second.stop()
+    third.stop()
+    second = company.start(2)
+    with caplog.at_level(logging.WARNING):
+        company.publish(3)
+        eventually(lambda: "node 3 has said" in caplog.text or "node 1, 3" in caplog.text)
+        company.publish(3)
+        assert caplog.text.count("blocks are not shown before") == 1
+    assert shown(second) == [False] * 4
+    third = company.start(3)
+    company.publish()
+    eventually(lambda: not second.node.life.is_sealed)
+    assert shown(second) == [True] * 4
+    assert first.node.life.is_sealed is False
+
+
+@pytest.mark.parametrize("order", [(1, 2), (2, 1)])
+def test_deleted_blocks_stay_away_through_restarts_in_any_order(
+    company: Company, order: tuple[int, int]
+) -> None:
+    first, second = company.start(1), company.start(2)
+    company.publish()
+    for served in (first, second):
+        put_on(served)
+    second.stop()
+    company.publish(2)
+    delete(first)
+    first.stop()
+    early, late = order
+    alone = company.start(early)
+    company.publish(late)
+    assert shown(alone) == [False] * 4
+    company.start(late)
+    company.publish()
+    eventually(lambda: not any(node.node.life.is_sealed for node in company.nodes.values()))
+    for served in company.nodes.values():
+        assert shown(served) == [False] * 3 + [True]
+
+
+def test_alone_in_its_map_a_node_shows_what_it_has(company: Company) -> None:
+    first, _ = company.start(1), company.start(2)
+    company.publish()
+    put_on(first)
+    first.stop()
+    del company.nodes[2]
+    first = company.start(1)
+    assert first.node.life.is_sealed
+    company.publish()
+    assert not first.node.life.is_sealed
+    assert shown(first) == [True] * 4
+
+
+def test_who_leaves_the_map_is_not_waited_for(company: Company) -> None:
+    first, _ = company.start(1), company.start(2)
+    company.publish()
+    put_on(first)
+    first.stop()
+    first = company.start(1)
+    company.publish(2)
+    assert first.node.life.is_sealed
+    del company.nodes[2]
+    company.publish()
+    assert not first.node.life.is_sealed
