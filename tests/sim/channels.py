@@ -19,7 +19,7 @@ from tests.sim.scheduler import Process, close_quietly, current
 
 PING_S = 1.0
 PONG_S = 2.0
-ONCE = ("Reserve", "Acquire")
+ONCE = ("Reserve", "Acquire", "Delete")
 """gRPC never doubles a request by itself. These would cost the doubled one's reservation or lease
 until its session ends; all others may come twice, from callers that try again."""
 
@@ -71,14 +71,34 @@ def _method(path: str) -> tuple[str, str]:
     return service.rpartition(".")[2], method
 
 
+class Context:
+    """What a service learns of a unary call: how long its caller waits."""
+
+    def __init__(self, network: Network, timeout_s: float | None) -> None:
+        self._network = network
+        self._until_s = None if timeout_s is None else network.scheduler.now_s + timeout_s
+
+    def time_remaining(self) -> float | None:
+        """As gRPC's."""
+        if self._until_s is None:
+            return None
+        return max(0.0, self._until_s - self._network.scheduler.now_s)
+
+
 def _send(
-    network: Network, process: Process, address: str, path: str, request: Any
+    network: Network,
+    process: Process,
+    address: str,
+    path: str,
+    request: Any,
+    timeout_s: float | None,
 ) -> asyncio.Future[bytes]:
     data, kind = request.SerializeToString(), type(request)
     service, method = _method(path)
+    context = Context(network, timeout_s)
 
     async def work(endpoint: Endpoint) -> bytes:
-        reply = await getattr(endpoint.services[service], method)(kind.FromString(data), None)
+        reply = await getattr(endpoint.services[service], method)(kind.FromString(data), context)
         network.scheduler.say(endpoint.process.name, f"{method} for {process.name}")
         return bytes(reply.SerializeToString())
 
@@ -101,7 +121,7 @@ class BlockingChannel:
         def call(request: Any, timeout: float | None = None, metadata: object = None) -> Any:
             if self._closed:
                 raise ValueError("Cannot invoke RPC on closed channel!")
-            answer = _send(self._network, self._process, self._address, path, request)
+            answer = _send(self._network, self._process, self._address, path, request, timeout)
             if not current(self._network.scheduler).wait(answer, timeout):
                 raise _late(self._address)
             try:
@@ -138,7 +158,7 @@ class AsyncChannel:
         self, path: str, response_deserializer: Callable[[bytes], Any], **_: object
     ) -> Callable[..., Any]:
         async def call(request: Any, timeout: float | None = None, metadata: object = None) -> Any:
-            answer = _send(self._network, self._process, self._address, path, request)
+            answer = _send(self._network, self._process, self._address, path, request, timeout)
             await asyncio.wait([answer], timeout=timeout)
             if not answer.done():
                 raise _late(self._address)

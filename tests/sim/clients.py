@@ -15,8 +15,9 @@ from kvstore.config import ClientConfig
 from kvstore.errors import UnavailableError
 from kvstore.rpc.wire import CALL_DEADLINE_S
 from tests.sim.edges import Surroundings
+from tests.sim.graves import Graves
 from tests.sim.memory import MachineClock
-from tests.sim.prompts import Prompt, Rows
+from tests.sim.prompts import Prompt, Rows, blocks_of, delivered, keys_behind
 from tests.sim.scheduler import Process, current
 
 Answer = TypeVar("Answer")
@@ -25,6 +26,7 @@ MARGIN_S = 1.0
 PUT_DEADLINE_S = 30.0
 PERSISTENT_READS = 8
 GET_DEADLINES_S = (0.3, 1.0, 5.0)
+DELETE_DEADLINE_S = 10.0
 TTLS_S = (0, 0, 0, 0, 2, 4)
 HEADS_OF_MASK = {1: slice(0, 1), 2: slice(1, 2), 3: slice(0, 2)}
 
@@ -33,11 +35,16 @@ class Workload(Surroundings, Protocol):
     """What clients need of a world."""
 
     prompts: list[Prompt]
+    given_up: set[int]
+    graves: Graves
+    deletes: float
     calm: bool
 
     def entry(self, machine: str) -> str: ...
 
     def node_count(self) -> int: ...
+
+    def is_left_out(self, machine: str) -> bool: ...
 
 
 class SimClient:
@@ -89,6 +96,7 @@ class SimClient:
         """
         tier, heads = self.tier, HEADS_OF_MASK[mask]
         assert tier is not None
+        dead = self._world.graves.read_begins(key for key, _, _ in blocks_of(prompt))
         homes_s = CALL_DEADLINE_S * (2 * self._world.node_count() + 1)
         plan = self._timed(
             "look-up", homes_s,
@@ -105,6 +113,10 @@ class SimClient:
             self._sleep(0.1)
         if not np.array_equal(rows.kv[:, heads, :stop], prompt.kv[:, heads, :stop]):
             self._world.scheduler.fault(f"{self.process.name} got wrong bytes of {prompt.number}")
+        risen = self._world.graves.risen(dead, delivered(prompt, stop))
+        # A node that the map leaves out is told nothing, and shows its own machine what it has.
+        if risen and not self._world.is_left_out(self.process.machine):
+            self._world.scheduler.fault(f"{self.process.name} got deleted {risen[0].hex()[:8]}")
         self._say(f"get {prompt.number} planned {plan.tokens} got {stop} {got.failures}")
         return stop
 
@@ -113,16 +125,35 @@ class SimClient:
         tier = self.tier
         assert tier is not None
         rows = Rows(prompt.kv, HEADS_OF_MASK[mask])
+        keys = keys_behind(prompt, start)
+        self._world.graves.put_begins(keys)
         stored = self._timed(
             "put", PUT_DEADLINE_S + 4 * CALL_DEADLINE_S,
             lambda: tier.put(
                 prompt.namespace, prompt.tokens, rows, start, prompt.boundaries, mask, ttl_s
             ),
         )  # fmt: skip
+        self._world.graves.put_ends(keys)
         self._say(
             f"put {prompt.number} of {stored.blocks}: stored {stored.stored} "
             f"present {stored.present} {dict(stored.reasons)}"
         )
+
+    def delete(self, prompt: Prompt, start: int) -> None:
+        """Have a prompt's blocks deleted everywhere."""
+        tier, graves = self.tier, self._world.graves
+        assert tier is not None
+        dug = graves.delete_begins(keys_behind(prompt, start))
+        try:
+            deleted = self._timed(
+                "delete", DELETE_DEADLINE_S,
+                lambda: tier.delete(prompt.namespace, prompt.tokens, start, prompt.boundaries),
+            )  # fmt: skip
+        except UnavailableError as fault:
+            self._say(f"delete {prompt.number} unknown: {fault}")
+            return
+        graves.delete_ends(dug, not deleted.pending, True)
+        self._say(f"delete {prompt.number} of {deleted.blocks}: pending {deleted.pending}")
 
     def _live(self) -> None:
         while not self._world.calm:
@@ -142,7 +173,11 @@ class SimClient:
         prompt = self._random.choice(self._world.prompts)
         mask = self._random.choice([1, 2, 3, 3, 3])
         choice = self._random.random()
-        if choice < 0.5:
+        if self._random.random() < self._world.deletes:
+            if self._random.random() < 0.5:
+                self._world.given_up.add(prompt.number)
+            self.delete(prompt, self._random.choice([0, 0, len(prompt.tokens) // 2]))
+        elif choice < 0.5 and prompt.number not in self._world.given_up:
             start = self._random.choice([0, 0, len(prompt.tokens) // 2])
             self.put(prompt, mask, start, self._random.choice(TTLS_S))
         else:

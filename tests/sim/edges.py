@@ -17,9 +17,9 @@ import numpy as np
 
 from kvstore import client, cluster_routes, reading
 from kvstore.fs import FileSystem, Mapped
-from kvstore.rpc import session
+from kvstore.rpc import cache_service, session
 from kvstore.table import SlotState
-from kvstore.tiers import host
+from kvstore.tiers import start
 from kvstore.transport import local
 from kvstore.transport.base import Transport
 from kvstore.transport.mapped import MappedNode, write_header
@@ -30,6 +30,9 @@ from tests.sim.scheduler import Process, Scheduler, current
 
 CELL_BYTES = 2 * mmap.PAGESIZE
 """What most cells of the simulated prompts take: a page for the header, one for the payload."""
+
+DISK_POLL_S = 0.02
+"""Seldom enough that a call which waits for a slow disk costs little to simulate."""
 
 
 class Surroundings(Protocol):
@@ -154,7 +157,8 @@ def simulated(
         (cluster_routes, "TcpTransport", transport),
         (client, "ThreadPoolExecutor", blocking.ThreadPoolExecutor),
         (reading, "wait", blocking.wait),
-        (host, "default_slots", _slots),
+        (start, "default_slots", _slots),
+        (cache_service, "DISK_POLL_S", DISK_POLL_S),
         (local, "MappedNode", watched),
         (local, "write_header", watched.write_header),
     ]

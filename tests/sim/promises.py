@@ -14,10 +14,10 @@ import numpy as np
 from kvstore.announce import WAITING_CHANGES_MAX
 from kvstore.block import HEADER_BYTES
 from kvstore.changes import as_words
-from kvstore.key import Chain
 from kvstore.placement import homes_of
 from kvstore.table import SlotState
-from tests.sim.prompts import BLOCK_TOKENS, GRID, Prompt
+from tests.sim.disk_promises import check_disk, disk_pending, readable_on_disk
+from tests.sim.prompts import BLOCK_TOKENS, GRID, Prompt, blocks_of
 from tests.sim.storage import StorageNode
 
 Name = tuple[bytes, int]
@@ -40,19 +40,10 @@ def right_payloads(prompts: Iterable[Prompt]) -> dict[Name, bytes]:
     return found
 
 
-def blocks_of(prompt: Prompt) -> list[tuple[bytes, int, int]]:
-    """Key, first token and end of each block, full blocks first."""
-    chain = Chain.of(prompt.namespace, prompt.tokens, prompt.boundaries)
-    spans = [chain.block(index) for index in range(chain.blocks)]
-    keys = [bytes(key) for key in chain.keys]
-    spans += [chain.tail(boundary) for boundary in chain.tails]
-    keys += [bytes(key) for key in chain.tails.values()]
-    return [(key, span.start, span.stop) for key, span in zip(keys, spans, strict=True)]
-
-
 def check_node(node: StorageNode, right: Right, flipped: set[tuple[str, int]]) -> list[str]:
     """What is broken in a node just now."""
-    return [*_memory(node), *_visible(node, right, flipped)]
+    faults = [*_memory(node), *_visible(node, right, flipped)]
+    return [f"{node.process.name}: {fault}" for fault in [*faults, *check_disk(node, right)]]
 
 
 def _memory(node: StorageNode) -> list[str]:
@@ -73,7 +64,7 @@ def _memory(node: StorageNode) -> list[str]:
     held = records[records["state"] == SlotState.COMMITTED]
     if (len(held), int(held["size_bytes"].sum())) != (tier.stats.held_cells, tier.stats.held_bytes):
         faults.append("the counters of what is held are wrong")
-    return [f"{node.process.name}: {fault}" for fault in faults]
+    return faults
 
 
 def _visible(node: StorageNode, right: Right, flipped: set[tuple[str, int]]) -> list[str]:
@@ -88,7 +79,7 @@ def _visible(node: StorageNode, right: Right, flipped: set[tuple[str, int]]) -> 
         start = int(record["offset"]) + HEADER_BYTES
         stored = tier.arena.view(start, int(record["length"])).tobytes()
         if stored != right.get(name):
-            faults.append(f"{node.process.name}: wrong bytes are visible in slot {slot}")
+            faults.append(f"wrong bytes are visible in slot {slot}")
     return faults
 
 
@@ -106,6 +97,9 @@ def unsettled(nodes: Sequence[StorageNode | None], sessions: int) -> list[str]:
     found = sum(node.node.stats().sessions for node in alive)
     if found > sessions:
         left.append(f"{found} sessions for {sessions} connections")
+    if len({node.node.life.burials.digest() for node in alive}) > 1:
+        left.append("not everybody has heard of every delete")
+    left += [f"{node.process.name} is sealed" for node in alive if node.node.life.is_sealed]
     return [*left, *_directory(alive)]
 
 
@@ -119,6 +113,7 @@ def _pending(node: StorageNode) -> list[str]:
         left.append(f"{stats.leases} leases, {int(tier._pins.sum())} pins")
     if stats.host.reserved_cells:
         left.append(f"{stats.host.reserved_cells} cells are reserved")
+    left += disk_pending(node)
     standing = node.neighbourhood._standing
     if standing is None:
         left.append("has no place in the map")
@@ -163,6 +158,15 @@ def _directory(nodes: Sequence[StorageNode]) -> list[str]:
     return left
 
 
+def names_held(node: StorageNode) -> set[bytes]:
+    """The blocks of which a node has anything in either tier."""
+    tier = node.node.tier
+    found = {tier.table.key_of(slot) for slot in tier.held_slots().tolist()}
+    if node.nvme is not None:
+        found |= {record["key"].tobytes() for record in node.nvme.held_records()}
+    return found
+
+
 def readable(
     nodes: Sequence[StorageNode], prompts: Sequence[Prompt], flipped: set[tuple[str, int]]
 ) -> dict[int, int]:
@@ -176,6 +180,7 @@ def readable(
             record = tier.table.slots[slot]
             if (node.machine.name, int(record["generation"])) not in flipped:
                 there.add((tier.table.key_of(slot), int(record["cell"])))
+        there |= readable_on_disk(node)
     found = {}
     for prompt in prompts:
         whole = {

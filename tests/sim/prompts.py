@@ -1,7 +1,8 @@
 """What clients ask for, and what they must get: the bytes of a token follow from the tokens so far.
 
 So whoever reads a block can say whether it is right, without having been told who wrote it. The
-prompts share prefixes, end inside blocks, and live in two namespaces.
+prompts share prefixes, end inside blocks, and live in two namespaces. No boundary lies within the
+first 16 tokens: a shorter tail is found only by prompts that have those in common, too.
 """
 
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from xxhash import xxh3_64_intdigest
 
-from kvstore.cell import Grid
+from kvstore.cell import BLOCK_TOKENS_MIN, Grid
+from kvstore.key import Chain
 from kvstore.mix import mix64
 from kvstore.namespace import Namespace
 
@@ -72,6 +74,32 @@ def prompts_of(random: Random, count: int) -> list[Prompt]:
         more = random.choice([3, 17, 32, 40, 64])
         text = (*parent[:kept], *(random.randrange(1000) for _ in range(more)))[:80]
         texts.append(text)
-        boundary = random.randint(1, len(text))
+        boundary = random.randint(min(BLOCK_TOKENS_MIN, len(text)), len(text))
         found.append(Prompt(number, random.choice(NAMESPACES), text, (boundary,)))
     return found
+
+
+def blocks_of(prompt: Prompt) -> list[tuple[bytes, int, int]]:
+    """Key, first token and end of each block, full blocks first."""
+    chain = Chain.of(prompt.namespace, prompt.tokens, prompt.boundaries)
+    spans = [chain.block(index) for index in range(chain.blocks)]
+    keys = [bytes(key) for key in chain.keys]
+    spans += [chain.tail(boundary) for boundary in chain.tails]
+    keys += [bytes(key) for key in chain.tails.values()]
+    return [(key, span.start, span.stop) for key, span in zip(keys, spans, strict=True)]
+
+
+def keys_behind(prompt: Prompt, start: int) -> list[bytes]:
+    """The blocks that a put or a delete from ``start`` on is about: full ones and all tails."""
+    first = start - start % BLOCK_TOKENS
+    return [k for k, begin, end in blocks_of(prompt) if end % BLOCK_TOKENS or begin >= first]
+
+
+def delivered(prompt: Prompt, stop: int) -> list[bytes]:
+    """The blocks that a read up to ``stop`` has certainly read."""
+    spans = blocks_of(prompt)
+    whole = [key for key, _, end in spans if end <= stop and not end % BLOCK_TOKENS]
+    # The last token is never read: the block that ends there is cut by one.
+    ends = {stop, len(prompt.tokens)} if stop == len(prompt.tokens) - 1 else {stop}
+    last = [key for key, begin, end in spans if begin < stop and end in ends and key not in whole]
+    return whole + last if len(last) == 1 else whole

@@ -1,7 +1,8 @@
 """Simulated machines, and the storage node that each of them carries.
 
-Puts together what ``kvstore.server`` puts together: the real tier, node, directory shard and
-services, on a simulated event loop. Does not cover: sockets, the bulk process's own life, Ray.
+Puts together what ``kvstore.server`` puts together: the real tiers, node, directory shard and
+services, on a simulated event loop. Does not cover: sockets, the bulk process's own life, Ray,
+what is simulated of the disk (``tests.sim.disks``).
 """
 
 import logging
@@ -11,15 +12,22 @@ from pathlib import Path
 from kvstore.calls import NodeIdentity
 from kvstore.cluster_map import ClusterMap, NodeInfo
 from kvstore.directory import Directory
+from kvstore.errors import ConfigError
+from kvstore.lasting import Lasting
 from kvstore.node import Node
 from kvstore.rpc.bulletin import Bulletin
 from kvstore.rpc.cache_service import CacheService
 from kvstore.rpc.cluster_service import ClusterService
 from kvstore.rpc.directory_service import DirectoryService
+from kvstore.rpc.life_service import LifeService
 from kvstore.rpc.neighbourhood import Neighbourhood
 from kvstore.rpc.peer import Peer
-from kvstore.tiers.host import open_tier
-from tests.sim.edges import Surroundings, watched_in
+from kvstore.tiers.behind import Behind
+from kvstore.tiers.host import HostTier
+from kvstore.tiers.nvme.tier import NvmeTier
+from kvstore.tiers.start import open_tier
+from tests.sim.disks import DiskWork, MachineDisk
+from tests.sim.edges import Surroundings, WatchedNode, watched_in
 from tests.sim.memory import MachineClock, MemoryFileSystem
 from tests.sim.network import Endpoint, Network
 from tests.sim.scheduler import Process, Scheduler
@@ -28,6 +36,7 @@ TICK_S = 0.12
 BEAT_S = 0.12
 ANNOUNCE_S = 0.2
 ARENA_FOLDER = Path("/arena")
+FOLDER = Path("/node")
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +50,9 @@ class Machine:
     arena_bytes: int
     clock: MachineClock
     fs: MemoryFileSystem
+    disk: MachineDisk
+    has_tier: bool
+    """Whether there is an NVMe tier on the disk."""
     incarnation: int = 0
     up: bool = True
     processes: list[Process] = field(default_factory=list)
@@ -56,12 +68,13 @@ class Machine:
         return process
 
     def lose_power(self, network: Network) -> None:
-        """Everything in memory is gone, nobody hears a last word."""
+        """Everything in memory is gone, nobody hears a last word. The disk stays."""
         self.up = False
         network.down.add(self.name)
         for process in self.processes:
             process.kill()
         self.processes.clear()
+        self.disk.lose_power()
 
     def boot(self, network: Network) -> None:
         """Up again, with empty memory."""
@@ -73,13 +86,23 @@ class Machine:
 class StorageNode:
     """One life of a storage node."""
 
-    def __init__(self, world: Surroundings, machine: Machine, moves: bool) -> None:
+    @classmethod
+    def start(cls, world: Surroundings, machine: Machine, moves: bool) -> "StorageNode":
+        """A new process; raises what keeps it from coming up, and ends it then."""
         machine.incarnation += 1
+        process = machine.process(f"node{machine.index}.{machine.incarnation}")
+        try:
+            return cls(world, machine, process, moves)
+        except (ConfigError, OSError):
+            process.kill()
+            raise
+
+    def __init__(
+        self, world: Surroundings, machine: Machine, process: Process, moves: bool
+    ) -> None:
         self.index = machine.index
         self.machine = machine
-        self.process = machine.process(f"node{machine.index}.{machine.incarnation}")
-        self._bulk = machine.process(f"bulk{machine.index}.{machine.incarnation}")
-        self.process.at_death.append(self._bulk.kill)
+        self.process = process
         tier = open_tier(
             machine.fs, machine.clock, ARENA_FOLDER, machine.arena_bytes, machine.incarnation
         )
@@ -89,7 +112,12 @@ class StorageNode:
         port = 7000 + (machine.incarnation if moves else 0)
         self.control = f"{machine.name}:{port}"
         self._bulk_address = f"{machine.name}:{9000 + machine.incarnation}"
-        self.node = Node(identity, tier, machine.clock)
+        self.nvme: NvmeTier | None = None
+        self._work: DiskWork | None = None
+        mapped = watched_in(world).map(machine.fs, ARENA_FOLDER)
+        behind = self._behind(world, tier, mapped)
+        lasting = Lasting(machine.disk.files, FOLDER)
+        self.node = Node(identity, tier, machine.clock, behind=behind, lasting=lasting)
         self.directory = Directory()
         self.bulletin = Bulletin(ClusterMap(0, ()))
         self.neighbourhood = Neighbourhood(
@@ -101,13 +129,33 @@ class StorageNode:
             "Cache": cache,
             "Directory": DirectoryService(self.directory, self.bulletin),
             "Cluster": ClusterService(self.neighbourhood, self.bulletin),
+            "Life": LifeService(self.node, self.neighbourhood, self.bulletin, cache.audience),
         }
+        self._bulk = machine.process(f"bulk{machine.index}.{machine.incarnation}")
+        self.process.at_death.append(self._bulk.kill)
         world.network.listen(self.control, Endpoint(self.process, services))
-        mapped = watched_in(world).map(machine.fs, ARENA_FOLDER)
         world.network.listen(self._bulk_address, Endpoint(self._bulk, {"bulk": mapped}))
         self.process.every(TICK_S, self.node.tick)
         self.process.every(BEAT_S, self.neighbourhood.beat)
         self.process.every(ANNOUNCE_S, self.neighbourhood.announce)
+
+    @property
+    def disk_process(self) -> Process | None:
+        """Where its disk work is done, if that lives."""
+        return None if self._work is None else self._work.process
+
+    def _behind(self, world: Surroundings, tier: HostTier, mapped: WatchedNode) -> Behind:
+        machine, disk = self.machine, self.machine.disk
+        if not machine.has_tier:
+            return Behind.nothing(tier, machine.clock)
+        name = f"disk{machine.index}.{machine.incarnation}"
+        self._work = DiskWork(
+            world.network, self.process, disk, mapped, lambda: machine.process(name)
+        )
+        self._work.nvme = self.nvme = NvmeTier(
+            self._work, machine.clock, disk.cells_max, machine.incarnation
+        )
+        return Behind(tier, self.nvme, machine.clock)
 
     @property
     def info(self) -> NodeInfo:

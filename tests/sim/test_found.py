@@ -7,6 +7,7 @@ at its end everything must hold that must hold at the end of any world.
 import pytest
 
 from tests.sim.clients import SimClient
+from tests.sim.prompts import delivered
 from tests.sim.trouble import flip_bit
 from tests.sim.world import FAR, World
 
@@ -51,6 +52,7 @@ def test_an_expired_copy_does_not_hide_a_living_one() -> None:
 
 def test_a_damaged_cell_goes_although_its_release_is_late() -> None:
     world = World(3, machines=1)
+    world.machines[0].has_tier = False  # a cell on its way to the disk stays until the next report
     prompt = world.prompts[0]
 
     def scene() -> None:
@@ -58,7 +60,10 @@ def test_a_damaged_cell_goes_although_its_release_is_late() -> None:
         node = world.node(0)
         assert node is not None
         held = node.node.stats().host.held_cells
-        flip_bit(world, node, int(node.node.tier.held_slots()[0]), at=-1)
+        first, *_ = delivered(prompt, len(prompt.tokens) - 1)
+        slots = node.node.tier.held_slots().tolist()
+        slot = next(one for one in slots if node.node.tier.table.key_of(one) == first)
+        flip_bit(world, node, slot, at=-1)
         world.network.held_up_s["Release"] = 0.2
         world.act(FAR, lambda client: client.get(prompt, 3, 5.0))
         world.scheduler.run_until(world.scheduler.now_s + 1.0)

@@ -11,19 +11,20 @@ from pathlib import Path
 
 import pytest
 
+from tests.sim.many import run_many
 from tests.sim.scheduler import SimulationFailure
 from tests.sim.world import World
 
-SEEDS_EACH = 20
-FAST_SEEDS = 120
-SLOW_SEEDS = 3_000
+SEEDS_EACH = 250
+FAST_SEEDS = 500
+SLOW_SEEDS = 6_000
 ROOT = Path(__file__).parents[2]
 
 Test = Callable[[range], None]
 
 
 def over(first: int, stop: int) -> Callable[[Test], Test]:
-    """The seeds of a test, a few at a time."""
+    """The seeds of a test, some at a time."""
 
     def mark(test: Test) -> Test:
         ranges = [
@@ -40,21 +41,34 @@ def run(seed: int) -> str:
     try:
         return World(seed).run().digest
     except SimulationFailure as failure:
-        again = f".venv/bin/python -m pytest tests/sim/test_worlds.py --sim-seed={seed}"
-        pytest.fail(f"{failure}\n\nseed {seed}; again with: {again}", pytrace=False)
+        fail(seed, str(failure))
+        raise
+
+
+def run_all(seeds: range) -> None:
+    """Run worlds side by side, a single one right here."""
+    if len(seeds) == 1:
+        run(seeds[0])
+        return
+    for failed in run_many(seeds):
+        fail(failed.seed, failed.report)
+
+
+def fail(seed: int, report: str) -> None:
+    """Say what happened, and how to see it again."""
+    again = f".venv/bin/python -m pytest tests/sim/test_worlds.py --sim-seed={seed}"
+    pytest.fail(f"{report}\n\nseed {seed}; again with: {again}", pytrace=False)
 
 
 @over(0, FAST_SEEDS)
 def test_worlds_keep_their_promises(seeds: range) -> None:
-    for seed in seeds:
-        run(seed)
+    run_all(seeds)
 
 
 @pytest.mark.slow
 @over(FAST_SEEDS, SLOW_SEEDS)
 def test_many_worlds_keep_their_promises(seeds: range) -> None:
-    for seed in seeds:
-        run(seed)
+    run_all(seeds)
 
 
 DIGESTS = """

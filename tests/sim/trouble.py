@@ -5,13 +5,16 @@ combine everything and others look long at one thing. Does not cover: who is hit
 code), what must hold nevertheless (``tests.sim.promises``).
 """
 
+import errno
 from collections.abc import Callable
 from typing import Protocol
 
 from kvstore.block import HEADER_BYTES
 from tests.sim.clients import SimClient
 from tests.sim.coordination import HEAD
+from tests.sim.disks import MachineDisk
 from tests.sim.edges import Surroundings
+from tests.sim.graves import Graves
 from tests.sim.network import Weather
 from tests.sim.scheduler import Process
 from tests.sim.storage import Machine, StorageNode
@@ -26,6 +29,7 @@ class Troubled(Surroundings, Protocol):
     clients: list[SimClient]
     coordinator: Process
     flipped: set[tuple[str, int]]
+    graves: Graves
 
     def node(self, index: int) -> StorageNode | None: ...
 
@@ -45,6 +49,8 @@ class Trouble:
             self._cut, self._isolate, self._pause_node, self._pause_client, self._kill_node,
             self._lose_machine, self._kill_client, self._lose_coordinator, self._set_clock,
             self._flip, self._fill_memory, self._bad_weather, self._slow_down, self._resize,
+            self._kill_disk_process, self._pause_disk_process, self._slow_disk, self._fail_disk,
+            self._take_disk_away, self._rot_disk, self._lose_catalog, self._replace_disk,
         ]  # fmt: skip
         count = self._random.choice([0, 1, 2, 3, 5, len(kinds)])
         self._kinds = self._random.sample(kinds, count)
@@ -91,6 +97,7 @@ class Trouble:
         self._world.hesitation = 0.0
         for machine in self._world.machines:
             machine.fs.full = False
+            machine.disk.heal()
             if not machine.up:
                 machine.boot(network)
         for process in self._world.scheduler.processes:
@@ -153,7 +160,10 @@ class Trouble:
             node.process.kill()
 
     def _lose_machine(self) -> None:
-        machine, network = self._machine(), self._world.network
+        self._lose_power_of(self._machine())
+
+    def _lose_power_of(self, machine: Machine) -> None:
+        network = self._world.network
         if machine.up:
             machine.lose_power(network)
 
@@ -163,6 +173,73 @@ class Trouble:
 
             self._after(self._a_while(), boot)
 
+    def _disk(self) -> MachineDisk:
+        return self._machine().disk
+
+    def _disk_process(self) -> Process | None:
+        node = self._node()
+        return None if node is None else node.disk_process
+
+    def _kill_disk_process(self) -> None:
+        process = self._disk_process()
+        if process is not None:
+            process.kill()
+
+    def _pause_disk_process(self) -> None:
+        process = self._disk_process()
+        if process is not None:
+            self._pause(process)
+
+    def _slow_disk(self) -> None:
+        disk = self._disk()
+        disk.took_s = self._random.choice([(0.005, 0.05), (0.05, 0.5), (0.3, 3.0)])
+        self._after(self._a_while(), disk.heal)
+
+    def _fail_disk(self) -> None:
+        """Some of its operations fail, or come short."""
+        disk = self._disk()
+        kinds = ["read", "write", "sync", "commit", "allocate", "open", "discard", "file"]
+        chosen = self._random.sample(kinds, self._random.choice([1, 1, 2, len(kinds)]))
+        number = self._random.choice([errno.EIO, errno.ENOSPC, errno.EROFS])
+        disk.refusals.faults = dict.fromkeys(chosen, number)
+        disk.refusals.share = self._random.choice([0.1, 1.0])
+        disk.slab.is_short = self._random.random() < 0.3
+        self._after(self._a_while(), disk.heal)
+
+    def _take_disk_away(self) -> None:
+        disk, process = self._disk(), self._disk_process()
+        disk.is_away = True
+        away = ["read", "write", "sync", "commit", "file"]
+        disk.refusals.faults = dict.fromkeys(away, errno.ENODEV)
+        disk.refusals.share = 1.0
+        self._after(self._a_while(), disk.heal)
+        if process is not None and self._random.random() < 0.5:
+            process.kill()
+
+    def _rot_disk(self) -> None:
+        """One bit of a cell on a disk."""
+        node = self._node()
+        if node is not None and node.nvme is not None:
+            held = node.nvme.held_records()
+            if len(held):
+                record = held[self._random.randrange(len(held))]
+                bit = self._random.choice([self._random.randrange(8 * 80), -1, -8 * 101])
+                node.machine.disk.rot(record, bit)
+
+    def _lose_catalog(self) -> None:
+        process = self._disk_process()
+        self._disk().lose_catalog()
+        if process is not None:
+            process.kill()
+
+    def _replace_disk(self) -> None:
+        """A machine goes down and gets a new disk."""
+        machine = self._machine()
+        self._lose_power_of(machine)
+        if not machine.up:
+            machine.disk.replace()
+            self._world.graves.disk_lost()
+
     def _kill_client(self) -> None:
         if self._world.clients:
             self._random.choice(self._world.clients).process.kill()
@@ -170,8 +247,13 @@ class Trouble:
 
     def _lose_coordinator(self) -> None:
         self._world.coordinator.kill()
-        wanted = list(range(len(self._world.machines)))
-        self._after(self._a_while(), lambda: self._world.start_coordinator(wanted))
+
+        def start() -> None:
+            over = self._world.scheduler.now_s >= self.stop_s
+            count = self.last_count if over else len(self._world.machines)
+            self._world.start_coordinator(list(range(count)))
+
+        self._after(self._a_while(), start)
 
     def _resize(self) -> None:
         """The tier is given another size, by a coordinator with another plan."""
@@ -229,3 +311,4 @@ def flip_bit(world: Troubled, node: StorageNode, slot: int, at: int) -> None:
     length = HEADER_BYTES + int(record["length"])
     tier.arena.view(int(record["offset"]), length)[at] ^= 1 << world.scheduler.random.randrange(8)
     world.flipped.add((node.machine.name, int(record["generation"])))
+    node.machine.disk.tainted.add((tier.table.key_of(slot), int(record["cell"])))

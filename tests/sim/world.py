@@ -19,16 +19,18 @@ from kvstore.fs import FileSystem
 from tests.sim.bulk import SimBulk
 from tests.sim.clients import SimClient
 from tests.sim.coordination import start_coordinator
+from tests.sim.disks import MachineDisk
 from tests.sim.edges import CELL_BYTES, simulated
+from tests.sim.graves import Graves
 from tests.sim.memory import MachineClock, MemoryFileSystem
 from tests.sim.network import Network
-from tests.sim.promises import check_node, readable, right_payloads, unsettled
+from tests.sim.promises import check_node, names_held, readable, right_payloads, unsettled
 from tests.sim.prompts import prompts_of
 from tests.sim.scheduler import Process, Scheduler, SimulationFailure
 from tests.sim.storage import Machine, StorageNode
 from tests.sim.trouble import Trouble
 
-START_S = 1.5
+START_S = 1.2
 SETTLED_WITHIN_S = 25.0
 LAST_PUT_WITHIN_S = 45.0
 CHECK_S = 1.0
@@ -61,15 +63,20 @@ class World:
         self.kept_map = ClusterMap(0, ())
         self.prompts = prompts_of(random, random.randint(3, 7))
         self.clients: list[SimClient] = []
+        self.graves = Graves()
+        self.given_up: set[int] = set()
+        self.deletes = random.choice([0.0, 0.03, 0.15])
+        self._restarts = random.random() < 0.4
         self._right = right_payloads(self.prompts)
         self._moves = random.random() < 0.3
+        self._disks = random.choice([0.0, 0.5, 1.0, 1.0])
         self._nodes: dict[int, StorageNode] = {}
         self._clocks = {FAR: MachineClock(self.scheduler, 3.0, 1.0)}
         self._client_number = 0
         count = machines or random.choice([1, 2, 2, 3, 3, 4])
         self.machines = [self._machine(index) for index in range(count)]
         self.coordinator = Process(self.scheduler, "coordinator", "")
-        self._trouble = Trouble(self, START_S + random.choice([4.0, 8.0]))
+        self._trouble = Trouble(self, START_S + random.choice([2.0, 4.0, 6.0]))
         if machines:
             self.hesitation = 0.0
             self._trouble = Trouble.none(self)
@@ -126,6 +133,11 @@ class World:
         own = [node for node in self._nodes.values() if node.machine.name == machine]
         return (own or list(self._nodes.values()))[0].control
 
+    def is_left_out(self, machine: str) -> bool:
+        """Whether that machine has a node, and the coordinator's map does not name it."""
+        named = {node.host_id for node in self.kept_map.nodes}
+        return machine not in named and any(one.name == machine for one in self.machines)
+
     def node_count(self) -> int:
         return len(self.machines)
 
@@ -141,8 +153,8 @@ class World:
         """What Ray does: one node per machine; one that can't come up is tried again."""
         if self.can_start(index) and self.node(index) is None:
             try:
-                node = StorageNode(self, self.machines[index], self._moves)
-            except ConfigError as fault:
+                node = StorageNode.start(self, self.machines[index], self._moves)
+            except (ConfigError, OSError) as fault:
                 self.scheduler.say(f"node{index}", f"does not start: {fault}")
                 return
             self.scheduler.say(node.process.name, f"adopted {node.node.tier.stats.adopted}")
@@ -193,7 +205,10 @@ class World:
         self._trouble.end()
         self.calm = True
         self._settle()
+        self._check_graves()
         self._read_everything()
+        if self.graves.answered and self._restarts:
+            self._restart_everything()
 
     def _settle(self) -> None:
         """Wait until the last operations have ended, and then until all is as it must become."""
@@ -243,6 +258,34 @@ class World:
                         f"{still[number]} are held"
                     )
 
+    def _restart_everything(self) -> None:
+        """In any order, by any way: what was deleted must not come back."""
+        random = self.scheduler.random
+        order = random.sample(range(self._trouble.last_count), self._trouble.last_count)
+        for index in order:
+            machine, node = self.machines[index], self.node(index)
+            if random.random() < 0.3:
+                machine.disk.lose_catalog()
+            if random.random() < 0.5:
+                machine.lose_power(self.network)
+                machine.boot(self.network)
+            elif node is not None:
+                node.process.kill()
+            if random.random() < 0.5:
+                self.scheduler.run_until(self.scheduler.now_s + random.choice([0.3, 1.0, 3.0]))
+        self._settle()
+        self._check_graves()
+
+    def _check_graves(self) -> None:
+        """What was deleted is nowhere: also what only nodes knew that the map may leave out now."""
+        gone = self.graves.gone(self._trouble.last_count == len(self.machines))
+        for index in range(self._trouble.last_count):
+            node = self.node(index)
+            if node is not None and (risen := names_held(node) & gone):
+                raise SimulationFailure(
+                    f"{node.process.name} holds {len(risen)} deleted blocks: {min(risen).hex()[:8]}"
+                )
+
     def _check_nodes(self) -> None:
         for node in self._nodes.values():
             if node.process.alive:
@@ -254,9 +297,11 @@ class World:
         clock = MachineClock(self.scheduler, random.uniform(0, 1e6), random.uniform(0.99, 1.01))
         clock.wall_offset_ms = random.choice([0, 0, random.randint(-2000, 2000)])
         self._clocks[f"m{index}"] = clock
-        arena_bytes = random.choice([6, 12, 20, 60]) * CELL_BYTES
+        has_disk = random.random() < self._disks
+        cells = random.choice([6, 8, 12, 20] if has_disk else [6, 12, 20, 60])
         fs = MemoryFileSystem(random)
-        return Machine(index, self.scheduler, arena_bytes, clock, fs)
+        disk = MachineDisk(random, random.choice([2, 4, 8]), random.choice([9, 40]))
+        return Machine(index, self.scheduler, cells * CELL_BYTES, clock, fs, disk, has_disk)
 
     def _client(self, machine: str | None = None) -> SimClient:
         self._client_number += 1
