@@ -14,7 +14,8 @@
 
 PYTHON ?= python3
 TORCH_INDEX ?=
-# What test-oldest runs with: the oldest in range, 2.6.0, has its CPU build on PyTorch's index only.
+# What test-oldest runs with. The oldest in range is 2.6.0, with which it passes as well: its CPU build
+# is on PyTorch's index only, the other one brings gigabytes of CUDA libraries.
 TORCH ?= 2.13.0
 ARGS ?=
 
