@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kvstore.calls import AcquireReply, CellOutcome, NodeIdentity, ReserveRequest
+from kvstore.calls import AcquireReply, CellOutcome, NodeIdentity
 from kvstore.clock import ManualClock
 from kvstore.fs import LinuxFileSystem
 from kvstore.node import Node
@@ -26,6 +26,7 @@ from tests.worlds import (
     new_cell,
     packed,
     read_verified,
+    request_for,
     small_tier,
     write_cell,
 )
@@ -53,17 +54,7 @@ class World:
     def put(self, cells: list[NewCell]) -> list[int]:
         """As a client does; the outcomes of reserving or else committing."""
         self.operation += 1
-        reply = self.node.reserve(
-            ReserveRequest(
-                self.session, self.operation, packed([new.key for new in cells]),
-                cells_of(*(new.cell for new in cells)),
-                lengths=np.array([new.length for new in cells], np.uint32),
-                tokens=np.array([new.tokens for new in cells], np.uint32),
-                depths=np.array([new.depth for new in cells], np.uint32),
-                spans=np.array([new.span for new in cells], np.uint64),
-                ttl_s=cells[0].ttl_s,
-            )
-        )  # fmt: skip
+        reply = self.node.reserve(request_for(self.session, self.operation, cells))
         outcomes: list[int] = reply.outcomes.tolist()
         for row, new in enumerate(cells):
             if outcomes[row] == CellOutcome.RESERVED:

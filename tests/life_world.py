@@ -18,7 +18,6 @@ from kvstore.calls import (
     HoldRequest,
     NodeIdentity,
     ReserveReply,
-    ReserveRequest,
 )
 from kvstore.clock import ManualClock
 from kvstore.deletes import Deletion
@@ -34,7 +33,16 @@ from kvstore.tiers.nvme.tier import NvmeTier
 from kvstore.tiers.tier import NewCell
 from tests.faults import FaultyFiles
 from tests.nvme_world import CELLS_MAX, InlineQueue, MemoryCatalog, SimulatedDisk, Steps
-from tests.worlds import PAGE, cells_of, holds, key_number, new_cell, packed, write_cell
+from tests.worlds import (
+    PAGE,
+    cells_of,
+    holds,
+    key_number,
+    new_cell,
+    packed,
+    request_for,
+    write_cell,
+)
 
 ARENA_PAGES = 16
 """Room for eight cells of two pages."""
@@ -106,17 +114,7 @@ class LifeWorld:
 
     def reserve(self, *cells: NewCell) -> ReserveReply:
         self.operation += 1
-        return self.node.reserve(
-            ReserveRequest(
-                self.session, self.operation, packed([new.key for new in cells]),
-                cells_of(*(new.cell for new in cells)),
-                lengths=np.array([new.length for new in cells], np.uint32),
-                tokens=np.array([new.tokens for new in cells], np.uint32),
-                depths=np.array([new.depth for new in cells], np.uint32),
-                spans=np.array([new.span for new in cells], np.uint64),
-                ttl_s=cells[0].ttl_s,
-            )
-        )  # fmt: skip
+        return self.node.reserve(request_for(self.session, self.operation, cells))
 
     def commit(self, reply: ReserveReply, row: int, new: NewCell) -> int:
         digest = write_cell(self.host.arena, int(reply.offsets[row]), new)

@@ -21,6 +21,7 @@ from blake3 import blake3
 
 from kvstore.arena import Arena
 from kvstore.block import HEADER_BYTES, Header, header_digest, leaf_digests, parse_header
+from kvstore.calls import ReserveRequest
 from kvstore.clock import Clock
 from kvstore.fs import FileSystem
 from kvstore.key import Keys
@@ -147,3 +148,16 @@ def small_tier(
 def empty_table(fs: FileSystem, folder: Path, slots: int) -> KeyTable:
     """A key table without an arena."""
     return KeyTable.create(fs, folder, slots, capacity_bytes=PAGE, incarnation=1)
+
+
+def request_for(session: int, operation: int, cells: Sequence[NewCell]) -> ReserveRequest:
+    """What a client asks that is about to write these cells, all with the first one's TTL."""
+    return ReserveRequest(
+        session, operation, packed([new.key for new in cells]),
+        cells_of(*(new.cell for new in cells)),
+        lengths=np.array([new.length for new in cells], np.uint32),
+        tokens=np.array([new.tokens for new in cells], np.uint32),
+        depths=np.array([new.depth for new in cells], np.uint32),
+        spans=np.array([new.span for new in cells], np.uint64),
+        ttl_s=cells[0].ttl_s,
+    )  # fmt: skip
