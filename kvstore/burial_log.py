@@ -35,9 +35,16 @@ assert ROW.itemsize == 56
 class BurialLog:
     """The file beside a book, which it fills at the start."""
 
-    def __init__(self, files: DurableFiles, folder: Path, book: BurialBook, wall_ms: int) -> None:
+    def __init__(
+        self,
+        files: DurableFiles,
+        folder: Path,
+        book: BurialBook,
+        wall_ms: int,
+        name: str = BURIAL_LOG_FILE,
+    ) -> None:
         self._files = files
-        self._path = folder / BURIAL_LOG_FILE
+        self._path = folder / name
         self._book = book
         self._rows = 0
         self._is_whole = True

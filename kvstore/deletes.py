@@ -4,7 +4,8 @@
 
 Buried last, because a burial says that the delete is done here: after a crash before that, a
 neighbour's gossip brings the same delete again. Deletes that others tell of are buried without
-further asking. A block with a burial may be stored again.
+further asking. A block with a burial may be stored again. A disk that is refused nobody waits for:
+it is owed the delete (``kvstore.owed``).
 
 Does not cover: who else is told (``kvstore.rpc``), what a delete is to the tiers.
 """
@@ -19,6 +20,7 @@ from kvstore.errors import UsageError
 from kvstore.holds import Holds
 from kvstore.key import Keys
 from kvstore.lasting import Lasting
+from kvstore.owed import OwedDeletes
 from kvstore.tiers.behind import Behind, Erasure, as_keys
 from kvstore.tiers.host import HostTier
 
@@ -36,13 +38,13 @@ class Deletion:
 
     @property
     def is_done(self) -> bool:
-        """Whether nothing on the disk brings the blocks back."""
-        return self.erasure.is_done
+        """Whether nothing on the disk brings the blocks back, or nobody finds what is on it."""
+        return self.erasure.is_done or self.erasure.is_owed
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Heard:
-    """Deletes that a neighbour told of."""
+    """Deletes that a neighbour told of, or that could not be buried at once."""
 
     burials: dict[bytes, Burial]
     erasure: Erasure
@@ -63,6 +65,7 @@ class Deletes:
         self._ids = DeleteClock()
         self._ids.see(max([self.book.floor, *(burial.id for _, burial in self.book.items()[:1])]))
         self._heard: list[_Heard] = []
+        self._owed = OwedDeletes(behind, lasting, clock.wall_ms())
         self._mended_s = clock.monotonic_s()
 
     def begin(self, keys: Keys, delete_id: int | None = None) -> Deletion:
@@ -81,7 +84,11 @@ class Deletes:
         if not deletion.is_done:
             raise UsageError("a deletion is buried when it is done: wait until is_done says so")
         burial = Burial(deletion.id, self._clock.wall_ms())
-        return self._enter({key.tobytes(): burial for key in deletion.keys})
+        burials = {key.tobytes(): burial for key in deletion.keys}
+        if self._is_paid(burials, deletion.erasure):
+            return self._enter(burials)
+        self._heard.append(_Heard(burials, deletion.erasure))
+        return False
 
     def hear(self, page: BurialPage) -> None:
         """Do what a neighbour has done, where it is news."""
@@ -106,8 +113,8 @@ class Deletes:
 
     def step(self) -> None:
         """Bury what others told of and is done here, and see to the log."""
-        done = [heard for heard in self._heard if heard.erasure.is_done]
-        for heard in done:
+        self._owed.step()
+        for heard in [one for one in self._heard if self._is_paid(one.burials, one.erasure)]:
             self._heard.remove(heard)
             self._enter(heard.burials)
         now_s = self._clock.monotonic_s()
@@ -115,6 +122,10 @@ class Deletes:
             self._mended_s = now_s
             self.book.forget_outdated(self._clock.wall_ms())
             self._log.mend()
+
+    def _is_paid(self, burials: dict[bytes, Burial], erasure: Erasure) -> bool:
+        """Whether the disk has done it, or is owed it: before that, no burial may say so."""
+        return erasure.is_done or (erasure.is_owed and self._owed.add(burials))
 
     def _erase(self, keys: Keys) -> Erasure:
         self._holds.lose(keys)

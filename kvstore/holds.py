@@ -39,6 +39,7 @@ from kvstore.tenants import TENANT_BYTES
 from kvstore.tiers.behind import Behind, as_keys
 from kvstore.tiers.host import HostTier
 from kvstore.tiers.nvme.record import PAGE_BYTES
+from kvstore.tiers.tier import Suspicion
 
 log = logging.getLogger(__name__)
 
@@ -129,12 +130,12 @@ class Holds:
             if not self._protection.settle():
                 self._recount()
 
-    def discard(self, slot: int, leaf_bytes: Sequence[int]) -> bool:
+    def discard(self, slot: int, leaf_bytes: Sequence[int]) -> Suspicion:
         """``HostTier.discard``, of a cell that may be promised: damaged, it keeps nobody's."""
         count = self._protection.lift(slot)
-        dropped = self._host.discard(slot, leaf_bytes)
-        self._protection.lower(slot, count, is_whole=not dropped)
-        return dropped
+        found = self._host.discard(slot, leaf_bytes)
+        self._protection.lower(slot, count, is_whole=found is not Suspicion.RIGHT)
+        return found
 
     def metadata_bytes(self) -> int:
         """Memory for bookkeeping."""

@@ -5,8 +5,8 @@
     erase  ──> a tenant's next epoch: nobody computes its old keys any more
 
 A node that was in a map with others and finds cells at its start is *sealed*: others may have
-deleted them meanwhile. What it holds is not found, and not announced, until it has heard from all
-of them and is unsealed. Writing goes on.
+deleted them meanwhile. So is one that a map leaves out. What it holds is not found, and not
+announced, until it has heard from all of them and is unsealed. Writing goes on.
 
 Belongs to a ``kvstore.node.Node``, and is driven by its one thread. Does not cover: who is told
 (``kvstore.rpc``), writing and reading.
@@ -67,12 +67,21 @@ class Life:
         """Grows when what is announced was replaced as a whole: ask for ``snapshot`` then."""
         return self._behind.epoch + self._unseals
 
+    def seal(self) -> None:
+        """This node hears of no deletes any more: nothing of what it holds may be found."""
+        self._seal(True)
+
     def unseal(self) -> None:
         """This node has heard of all deletes: what it holds may be found."""
         if self.is_sealed:
             self._behind.drain_changes()
             self._seal(False)
             self._unseals += 1
+
+    @property
+    def had_company(self) -> bool:
+        """Whether this node has been in a map with others, in whatever life."""
+        return self._lasting.had_company
 
     def keep_company(self) -> None:
         """This node is in a map with others: after a restart it is sealed until ``unseal``."""

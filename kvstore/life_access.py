@@ -18,8 +18,8 @@ from kvstore.node import Node
 class Spread:
     """How far a delete or an erasure has come: ``number`` is its id, or the tenant's new epoch.
 
-    ``durable`` says whether the node that was asked is done, ``pending`` which others are not, by
-    their indexes in the map.
+    ``durable`` says whether the node that was asked is done, and knows whom else to tell;
+    ``pending`` which others are not done, by their indexes in the map.
     """
 
     number: int

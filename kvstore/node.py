@@ -45,12 +45,13 @@ from kvstore.lasting import Lasting
 from kvstore.leases import Leases
 from kvstore.life import Life
 from kvstore.sessions import Session, Sessions
+from kvstore.suspects import Suspects
 from kvstore.table import Cells, Generations, Slots, SlotState
 from kvstore.tiers.behind import Behind
 from kvstore.tiers.host import HostTier
 from kvstore.tiers.offer import Offer
 from kvstore.tiers.promotion import Promotion
-from kvstore.tiers.tier import Commitment, Refusal
+from kvstore.tiers.tier import Commitment, Refusal, Suspicion
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +88,7 @@ class Node:
         first = identity.incarnation << 32
         self._leases = Leases(tier, clock, first)
         self._sessions = Sessions(tier, self._leases, clock, first)
+        self._suspects = Suspects()
         lasting = Lasting.nowhere() if lasting is None else lasting
         self.life = Life(tier, self.behind, clock, lasting, hold_bytes)
 
@@ -108,6 +110,8 @@ class Node:
         self.tier.tick()
         self.behind.tick()
         self.life.tick()
+        for damage in self._suspects.take(DAMAGED_PER_CALL_MAX):
+            self._discard_one(damage)
 
     def lookup(self, keys: Keys, mask: int) -> int:
         """How many leading blocks have all cells of ``mask`` here."""
@@ -249,17 +253,22 @@ class Node:
     def discard(self, damaged: Sequence[Damage]) -> int:
         """Drop those of the cells that are damaged indeed; returns how many.
 
-        What is whole, or under a lease, stays: a reader's word alone deletes nothing.
+        What is whole stays: a reader's word alone deletes nothing. What somebody else uses is
+        looked at when nobody does.
         """
         if len(damaged) > DAMAGED_PER_CALL_MAX:
             raise UsageError(f"{len(damaged)} damaged cells are over {DAMAGED_PER_CALL_MAX}")
         return sum(self._discard_one(one) for one in damaged)
 
-    def touch(self, keys: Keys, mask: int) -> int:
-        """Say that a prompt was used: one stamp for all its cells. Returns how many are here."""
+    def touch(self, keys: Keys, mask: int, same_use: bool = False) -> int:
+        """Say that a prompt was used: one stamp for all its cells. Returns how many are here.
+
+        With ``same_use`` the node was told of it before: no cell is worth more to the disk by it.
+        """
         spread = every_cell(keys, mask)
         found = self.tier.find(*spread)
-        below = self._touch(*spread, found.slots, found.held, self.tier.next_stamp())
+        stamp = self.tier.next_stamp()
+        below = self._touch(*spread, found.slots, found.held, stamp, same_use=same_use)
         return int((found.held | below).sum())
 
     def stats(self) -> NodeStats:
@@ -296,11 +305,13 @@ class Node:
         rows: npt.NDArray[np.bool_],
         stamp: int,
         ttl_s: int | None = None,
+        same_use: bool = False,
     ) -> npt.NDArray[np.bool_]:
         """Cells were used, those of ``rows`` from the arena. Answers which are on the disk."""
         self.tier.touch(slots[rows], stamp, ttl_s)
         below = self.behind.touch(keys, cells, stamp, ttl_s)
-        self.behind.want(slots[rows & ~below])
+        if not same_use:
+            self.behind.want(slots[rows & ~below])
         return below
 
     def _ttl_s(self, request: ReserveRequest) -> int:
@@ -336,11 +347,13 @@ class Node:
         found = self.tier.table.find(key, np.array([damage.cell], np.uint8))
         if not found.held[0] or int(found.generations[0]) != damage.generation:
             return False
-        dropped = self.life.holds.discard(int(found.slots[0]), damage.leaf_bytes)
-        if dropped:
+        suspicion = self.life.holds.discard(int(found.slots[0]), damage.leaf_bytes)
+        if suspicion is Suspicion.OPEN:
+            self._suspects.add(damage)
+        elif suspicion is Suspicion.RIGHT:
             self.behind.drop(key)
             log.warning("the cell in slot %d was damaged: it is dropped", found.slots[0])
-        return dropped
+        return suspicion is Suspicion.RIGHT
 
 
 def _check_count(count: int) -> None:

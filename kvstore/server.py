@@ -44,6 +44,7 @@ from kvstore.tiers.behind import Behind
 from kvstore.tiers.host import HostTier
 from kvstore.tiers.nvme.capacity import cells_for, default_bytes_in, extents_for
 from kvstore.tiers.nvme.disk_process import DiskProcess, DiskSettings
+from kvstore.tiers.nvme.slab import SLAB_FILE
 from kvstore.tiers.nvme.tier import NvmeTier
 from kvstore.tiers.start import open_tier
 from kvstore.transport.bulk_process import BulkProcess
@@ -189,7 +190,7 @@ class NodeServer:
         size_bytes = default_bytes_in([folder]) if wanted_bytes is None else int(wanted_bytes)
         if not size_bytes:
             log.info("no NVMe tier: none is configured, or the disk is too small for a default")
-            return Behind.nothing(tier, self._clock)
+            return Behind.nothing(tier, self._clock, is_left=(folder / SLAB_FILE).exists())
         if self._config.nvme_folder is not None:
             self._claims.append(NodeFolder.claim(folder, self._clock, self._patience_s))
         extent_bytes, extents = extents_for(size_bytes)

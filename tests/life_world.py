@@ -67,6 +67,7 @@ class LifeWorld:
     hold_bytes: int | None = None
     incarnation: int = 0
     operation: int = 0
+    had_disk: bool = False
 
     def __post_init__(self) -> None:
         self.rng = random.Random(7)
@@ -74,8 +75,11 @@ class LifeWorld:
         self.disk, self.catalog = SimulatedDisk(steps, self.rng), MemoryCatalog(steps, self.rng)
         self.start()
 
-    def start(self, adopt: bool = False) -> None:
-        """A node begins, on its predecessor's arena or on an empty one."""
+    def start(self, adopt: bool = False, is_refused: bool = False) -> None:
+        """A node begins, on its predecessor's arena or on an empty one.
+
+        With ``is_refused`` its disk says that it is another node's.
+        """
         self.incarnation += 1
         self.fs, size_bytes = LinuxFileSystem(), self.arena_pages * PAGE
         if adopt:
@@ -87,9 +91,13 @@ class LifeWorld:
                 self.fs, self.clock, self.folder, size_bytes, 32, self.incarnation
             )
         arena = self.host.arena.view(0, size_bytes)
-        self.queue = InlineQueue(self.disk, self.catalog, arena, self.rng)
+        owner = "node-b" if is_refused else "node-a"
+        self.queue = InlineQueue(self.disk, self.catalog, arena, self.rng, owner)
         self.nvme = NvmeTier(self.queue, self.clock, CELLS_MAX, self.incarnation)
-        behind = Behind(self.host, self.nvme, self.clock) if self.has_disk else None
+        behind = Behind(self.host, self.nvme, self.clock)
+        if not self.has_disk:
+            behind = Behind.nothing(self.host, self.clock, is_left=self.had_disk)
+        self.had_disk |= self.has_disk
         identity = NodeIdentity("node-a", self.incarnation, "h", str(self.folder))
         lasting = Lasting(self.files, FOLDER)
         self.node = Node(
@@ -103,14 +111,14 @@ class LifeWorld:
         self.life = self.node.life
         if self.has_disk:
             self.node.behind.poll()
-            assert self.nvme.phase is Phase.OPEN
+            assert self.nvme.phase is (Phase.REFUSED if is_refused else Phase.OPEN)
         self.session = self.node.open_session()
 
-    def restart(self, adopt: bool = True) -> None:
+    def restart(self, adopt: bool = True, is_refused: bool = False) -> None:
         """Killed; with ``adopt`` the machine lives on, else it was switched off."""
         if not adopt:
             self.disk.lose()
-        self.start(adopt)
+        self.start(adopt, is_refused)
 
     def reserve(self, *cells: NewCell) -> ReserveReply:
         self.operation += 1

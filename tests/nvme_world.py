@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from kvstore.block import HEADER_BYTES, Header, header_digest, leaf_digests
 from kvstore.clock import Clock, ManualClock
+from kvstore.errors import StateError
 from kvstore.fs import Mapped
 from kvstore.table import Found
 from kvstore.tiers.nvme.catalog import CatalogDamage, Change, Content
@@ -25,7 +26,7 @@ from kvstore.tiers.nvme.drive import GROUPED, STAGES, Drive, Stage
 from kvstore.tiers.nvme.identity import Identity
 from kvstore.tiers.nvme.record import PAGE_BYTES, RECORD, TOMBSTONE, slot_bytes_of
 from kvstore.tiers.nvme.recovery import CatalogPlace, Wanted, recover
-from kvstore.tiers.nvme.requests import Opening, OpeningKind, Outcome, Request
+from kvstore.tiers.nvme.requests import Opening, OpeningKind, Outcome, Request, no_opening
 from kvstore.tiers.nvme.spill import Declined, Done, Phase, Result, Spill
 from kvstore.tiers.nvme.tier import NvmeTier
 from tests.worlds import cells_of, key_number, packed, right_payload
@@ -211,8 +212,16 @@ class InlineQueue:
     ``work`` does some of it; ``poll`` says what is done. With ``is_eager`` a poll does all.
     """
 
-    def __init__(self, disk: Disk, place: CatalogPlace, arena: Mapped, rng: random.Random) -> None:
+    def __init__(
+        self,
+        disk: Disk,
+        place: CatalogPlace,
+        arena: Mapped,
+        rng: random.Random,
+        owner: str = "node-a",
+    ) -> None:
         self.is_eager = True
+        self.owner = owner
         self._disk = disk
         self._place = place
         self._arena = arena
@@ -223,8 +232,11 @@ class InlineQueue:
 
     def start(self) -> None:
         try:
-            wanted = Wanted("node-a", EXTENT_BYTES, EXTENTS, CELLS_MAX, self._rng.randbytes)
+            wanted = Wanted(self.owner, EXTENT_BYTES, EXTENTS, CELLS_MAX, self._rng.randbytes)
             found = recover(self._disk, self._place, wanted)
+        except StateError as refusal:
+            self._events.append(no_opening(OpeningKind.REFUSED, str(refusal)))
+            return
         except OSError as fault:
             self._events.append(Ended(str(fault)))
             return

@@ -60,6 +60,7 @@ class Follower:
         self.heard_books: list[Books] = []
         self.books = BOOKS
         self.peers: dict[int, Peer] = {}
+        self.leavers: frozenset[int] = frozenset()
 
     def follow(self, cluster_map: ClusterMap) -> None:
         self._bulletin.post_map(cluster_map)

@@ -1,10 +1,14 @@
 """Gossip: what every node of a map is to know for good, and a node that was away learns first.
 
     heartbeat ── digests differ ──> read the other's burials and epochs, page by page
-    restart ──> sealed: what the node holds is not shown ──> every other node of the map was read
+    restart, or left out by a map
+            ──> sealed: what the node holds is not shown ──> every other node of the map was read
             ──> unsealed: what was deleted meanwhile is gone
 
 Both ends of a heartbeat do that, so two books become alike, and by ring neighbours all of them.
+A sealed node reads another's books once that one goes by the same map: what it deletes from then
+on, it tells this node.
+
 Does not cover: what is in the books (``kvstore.burials``, ``kvstore.tenants``), telling a delete to
 nodes that answer (``kvstore.rpc.life_service``).
 """
@@ -26,6 +30,8 @@ log = logging.getLogger(__name__)
 
 AGAIN_S = 0.5
 """Between two attempts to read the books of a node that does not answer."""
+HAND_ON_S = 1.0
+"""How long it may take such a node to take a map."""
 PAGES_MAX = 64
 """A book has fewer: more are no book of ours."""
 
@@ -40,8 +46,9 @@ class Gossip:
         self._peers = peers
         self._tasks = Tasks()
         self._reading: dict[int, asyncio.Task[bool]] = {}
+        self._map = ClusterMap(0, ())
         self._read: set[int] = set()
-        """Whose books were read to the end since this node has started."""
+        """Whose books were read to the end since this node was sealed."""
         self._asked: dict[int, asyncio.Task[None]] = {}
         self._has_said = False
 
@@ -57,6 +64,7 @@ class Gossip:
 
     def follow(self, cluster_map: ClusterMap, index: int) -> None:
         """Take a newer map, in which this node has that index."""
+        self._map = cluster_map
         if not self._node.life.is_sealed:
             return
         others = {node.index for node in cluster_map.nodes} - {index}
@@ -67,10 +75,12 @@ class Gossip:
         self._unseal_if_all_were_read()
 
     def away(self) -> None:
-        """No map names this node any more."""
+        """No map names this node any more: what the others know from now on, it has not read."""
         for task in self._asked.values():
             task.cancel()
         self._asked.clear()
+        self._read.clear()
+        self._has_said = False
 
     async def close(self) -> None:
         """Read no further."""
@@ -78,10 +88,7 @@ class Gossip:
 
     async def _ask(self, other: int) -> None:
         """Read another node's books, however long it takes until it answers."""
-        while True:
-            task = self._read_from(other)
-            if task is not None and await task:
-                break
+        while not await self._read_anew(other):
             if not self._has_said:
                 self._has_said = True
                 log.warning(
@@ -93,20 +100,27 @@ class Gossip:
         self._asked.pop(other, None)
         self._unseal_if_all_were_read()
 
+    async def _read_anew(self, other: int) -> bool:
+        """Read another node's books from now on, if it goes by our map."""
+        peer = self._peers().get(other)
+        if peer is None:
+            return False
+        theirs = await peer.hand_on(self._map, HAND_ON_S)
+        if theirs is None or theirs.epoch != self._map.epoch:
+            return False
+        return await self._take_over(peer)
+
     def _unseal_if_all_were_read(self) -> None:
         if self._node.life.is_sealed and not self._asked:
             self._node.life.unseal()
             log.info("every other node of the map was asked for deletes: blocks are shown")
 
-    def _read_from(self, other: int) -> asyncio.Task[bool] | None:
+    def _read_from(self, other: int) -> None:
         """Read a node's books, unless that is under way; nothing where the map has none."""
         peer = self._peers().get(other)
-        if peer is None:
-            return None
         task = self._reading.get(other)
-        if task is None or task.done():
-            task = self._reading[other] = self._tasks.spawn(self._take_over(peer))
-        return task
+        if peer is not None and (task is None or task.done()):
+            self._reading[other] = self._tasks.spawn(self._take_over(peer))
 
     async def _take_over(self, peer: Peer) -> bool:
         """Read both books; whether that came to an end."""

@@ -55,6 +55,11 @@ class Company(Protocol):
         """The other nodes, by their indexes."""
         ...
 
+    @property
+    def leavers(self) -> frozenset[int]:
+        """Nodes that the map leaves out, and that may not know it."""
+        ...
+
 
 class LifeService(LifeServicer):
     """One node's part. Called on the event loop's thread only."""
@@ -162,12 +167,13 @@ class LifeService(LifeServicer):
             index: self._tasks.spawn(there(peer)) for index, peer in self._company.peers.items()
         }
         await asyncio.wait([own, *others.values()], timeout=patience_s)
-        pending = {index for index, task in others.items() if not (task.done() and task.result())}
+        done = {index for index, task in others.items() if task.done() and task.result()}
         # A node that the map leaves out has nobody to tell: they hear of it when it is back.
         named = {n.index for n in self._bulletin.now.map.nodes if n.node_id != own_id}
-        return Spread(
-            number, own.done() and own.result(), frozenset(pending | (named - others.keys()))
-        )
+        pending = (others.keys() | named | self._company.leavers) - done
+        # Who was among others, and has heard of no map since its start, has not told them.
+        knows_all = self._bulletin.now.map.epoch > 0 or not self._node.life.had_company
+        return Spread(number, own.done() and own.result() and knows_all, frozenset(pending))
 
     async def _tell_clients(self, is_durable: bool, patience_s: float) -> bool:
         """Whether all clients of this node know the epochs in time, which are durable besides."""

@@ -5,7 +5,9 @@
     every 50 ms:  anything to announce? one message under way per home, this node's own included
 
 The rules are in ``kvstore.announce`` and ``kvstore.membership``; here they are carried out, on the
-node's event loop. A node that no map names (yet, or any more) serves its cells and keeps quiet.
+node's event loop. A node that no map names yet serves its cells and keeps quiet. One that a map
+leaves out hears of no deletes: it is sealed, until it is in the map again and has read all others'
+books (``kvstore.rpc.gossip``).
 """
 
 import asyncio
@@ -27,6 +29,7 @@ from kvstore.membership import (
 from kvstore.node import Node
 from kvstore.rpc.bulletin import Bulletin
 from kvstore.rpc.gossip import Gossip
+from kvstore.rpc.leavers import Leavers
 from kvstore.rpc.life_messages import Books
 from kvstore.rpc.peer import Peer
 from kvstore.rpc.tasks import Tasks
@@ -76,6 +79,7 @@ class Neighbourhood:
         self._gossip = Gossip(node, lambda: self._peers)
         self._announcing: dict[int, asyncio.Task[None]] = {}
         self._tasks = Tasks()
+        self._leavers = Leavers(self._tasks)
         self._checked_s = clock.monotonic_s()
         self._epoch = node.life.epoch
 
@@ -83,6 +87,11 @@ class Neighbourhood:
     def peers(self) -> Mapping[int, Peer]:
         """The other nodes of the map; nobody while none names this one."""
         return self._peers
+
+    @property
+    def leavers(self) -> frozenset[int]:
+        """Nodes that the map leaves out, and that may not know it."""
+        return self._leavers.indexes
 
     @property
     def books(self) -> Books:
@@ -98,7 +107,12 @@ class Neighbourhood:
             return
         self._directory.follow(cluster_map)
         if me is None:
-            log.warning("map %d does not name this node: it keeps quiet", cluster_map.epoch)
+            log.warning(
+                "map %d does not name this node: it shows nothing of what it holds",
+                cluster_map.epoch,
+            )
+            self._keep_company()
+            self._node.life.seal()
             self._standing = None
             self._bulletin.post_unreachable(frozenset())
         else:
@@ -175,8 +189,10 @@ class Neighbourhood:
         return self._standing
 
     def _meet(self, cluster_map: ClusterMap) -> None:
-        """Connect to the nodes of the map, and hang up on those that are in it no more."""
+        """Connect to the nodes of the map; those that are in it no more are to know that."""
         index = None if self._standing is None else self._standing.index
+        gone = [other for other in self._peers if cluster_map.by_index(other) is None]
+        self._leavers.follow(cluster_map, {other: self._peers.pop(other) for other in gone})
         wanted = {} if index is None else {n.index: n.control for n in cluster_map.nodes}
         for other, peer in list(self._peers.items()):
             if wanted.get(other) != peer.address:

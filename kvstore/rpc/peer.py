@@ -5,7 +5,6 @@ makes sense: there is nothing to do about it but to try again later.
 """
 
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -91,11 +90,11 @@ class Peer:
         except (grpc.RpcError, WireFault):
             return None
 
-    async def hand_on(self, cluster_map: ClusterMap, deadline_s: float) -> None:
-        """Give the other node a map that it has not heard of."""
+    async def hand_on(self, cluster_map: ClusterMap, deadline_s: float) -> ClusterMap | None:
+        """Give the other node a map that it has not heard of; the map that it goes by then."""
         request = cluster_pb2.SetMapRequest(map=convert.map_to_message(cluster_map))
-        with suppress(grpc.RpcError):
-            await self._cluster.SetMap(request, timeout=deadline_s, metadata=self._metadata)
+        reply = await self._asked(self._cluster.SetMap, request, deadline_s)
+        return self._read(lambda answer: convert.map_from_message(answer.map), reply)
 
     async def bury(self, keys: Keys, delete_id: int, patience_s: float) -> bool:
         """Tell of a delete; whether it is durable there."""

@@ -28,9 +28,14 @@ from kvstore.tiers.write_behind import WriteBehind
 
 @dataclass(slots=True, eq=False)
 class Erasure:
-    """Blocks that are being wiped from the disk, so that no crash brings them back."""
+    """Blocks that are being wiped from the disk, so that no crash brings them back.
+
+    ``is_owed`` says that the disk is not opened in this life of the node: it is to be asked again
+    when it is.
+    """
 
     is_done: bool = False
+    is_owed: bool = False
 
 
 class Behind:
@@ -45,14 +50,15 @@ class Behind:
         self._promotions = Promotions(host, nvme)
         self.cells_max = nvme.cells_max
         host.lie_above(self._writes)
+        self._is_left = False
         self._erasures: dict[int, Erasure] = {}
         """By ticket."""
 
     @classmethod
-    def nothing(cls, host: HostTier, clock: Clock) -> "Behind":
-        """No NVMe tier: one that never opens."""
+    def nothing(cls, host: HostTier, clock: Clock, is_left: bool = False) -> "Behind":
+        """No NVMe tier: one that never opens. ``is_left`` if there are files of one still."""
         behind = cls(host, NvmeTier(NoDisk(), clock, 1, 0), clock)
-        behind.has_disk = False
+        behind.has_disk, behind._is_left = False, is_left
         host.lie_above(None)
         return behind
 
@@ -118,6 +124,8 @@ class Behind:
 
         A disk that is away just now does it when it is back.
         """
+        if self._is_left or self._nvme.phase is Phase.REFUSED:
+            return Erasure(is_owed=True)
         if not self.has_disk or not len(keys):
             return Erasure(is_done=True)
         return self._erasures.setdefault(self._nvme.delete(keys), Erasure())
@@ -173,6 +181,9 @@ class Behind:
         return self._nvme.metadata_bytes()
 
     def _take(self, done: Sequence[Done]) -> None:
+        if self._nvme.phase is Phase.REFUSED:
+            while self._erasures:
+                self._erasures.popitem()[1].is_owed = True
         for one in done:
             if one.result is Result.DELETED and one.ticket in self._erasures:
                 self._erasures.pop(one.ticket).is_done = True

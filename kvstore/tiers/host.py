@@ -37,10 +37,8 @@ from kvstore.tiers.offer import Offer, Reserved
 from kvstore.tiers.reservations import Reservations
 from kvstore.tiers.space import Space
 from kvstore.tiers.stats import HostStats
-from kvstore.tiers.tier import CellChange, Commitment, NewCell, Refusal
+from kvstore.tiers.tier import CellChange, Commitment, NewCell, Refusal, Suspicion
 from kvstore.tiers.vacancy import Vacancy
-
-RETIRED_SWEEP_S = 60.0
 
 
 class HostTier:
@@ -56,7 +54,7 @@ class HostTier:
         self.checks = Checks(len(table.slots), clock)
         self._page_bytes = fs.page_bytes
         self._clock = clock
-        self._space = Space(arena, table)
+        self._space = Space(arena, table, clock)
         self._policy = Departures(table.slots)
         self._pins = self._policy.pins
         self._vacancy = Vacancy(table, self._space, clock, incarnation)
@@ -64,7 +62,6 @@ class HostTier:
         self._withdrawn: set[int] = set()
         """Deleted, and pinned still."""
         self._changes: list[CellChange] = []
-        self._swept_s = clock.monotonic_s()
         table.header["incarnation"] = incarnation
 
     @classmethod
@@ -286,21 +283,20 @@ class HostTier:
         self.stats.held_cells -= 1
         self.stats.held_bytes -= int(record["size_bytes"])
 
-    def discard(self, slot: int, leaf_bytes: Sequence[int]) -> bool:
+    def discard(self, slot: int, leaf_bytes: Sequence[int]) -> Suspicion:
         """Drop a held cell that is damaged; one that is whole, or pinned, stays."""
-        if self._pins[slot] or is_whole(self.arena, self.table, slot, leaf_bytes):
-            return False
+        if self._pins[slot]:
+            return Suspicion.OPEN
+        if is_whole(self.arena, self.table, slot, leaf_bytes):
+            return Suspicion.WRONG
         self.stats.damaged += 1
         self.evict(slot)
-        return True
+        return Suspicion.RIGHT
 
     def tick(self) -> None:
         """Let rested slots be used again, and take back memory behind retired offsets."""
         self._vacancy.tick()
-        now_s = self._clock.monotonic_s()
-        if now_s - self._swept_s >= RETIRED_SWEEP_S:
-            self._swept_s = now_s
-            self._space.sweep()
+        self._space.tick()
 
     def drain_changes(self) -> list[CellChange]:
         """What came and went since the last call, in order."""

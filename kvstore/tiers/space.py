@@ -4,8 +4,9 @@
     | held | free | RETIRED | held | free | fresh, for the retired | never used so far ...
 
 A retired range's memory is given back to the system and as much is backed at the frontier, so that
-a tier keeps its size. Where the system refuses either, the tier is smaller until a later try; where
-the file has no fresh offsets left, it stays smaller until its arena is discarded.
+a tier keeps its size. Where the system refuses either, the tier is smaller until a later try, the
+first of them soon: all of a small tier may be missing. Where the file has no fresh offsets left, it
+stays smaller until its arena is discarded.
 
 The table has one row more for retired ranges than it has slots. Two ranges that lie apart with no
 slot in between have only free memory there, so when all rows are taken the narrowest such gap is
@@ -19,11 +20,17 @@ from collections.abc import Iterable
 from itertools import pairwise
 
 from kvstore.arena import Arena
+from kvstore.clock import Clock
 from kvstore.ranges import Ranges
 from kvstore.table import KeyTable
 from kvstore.tiers.retired import Retired
 
 log = logging.getLogger(__name__)
+
+SWEEP_S = 60.0
+"""How often the memory behind retired offsets is given back once more."""
+RETRY_S = 1.0
+"""The same, first time after the tier became smaller; then twice as long each time, up to that."""
 
 Extent = tuple[int, int]
 """Start and length."""
@@ -32,14 +39,18 @@ Extent = tuple[int, int]
 class Space:
     """The memory of one arena; in its table stand the frontier and what was retired."""
 
-    def __init__(self, arena: Arena, table: KeyTable) -> None:
+    def __init__(self, arena: Arena, table: KeyTable, clock: Clock) -> None:
         self._arena = arena
+        self._clock = clock
         self._header = table.header
         self._ranges = Ranges()
         self._retired = Retired(table.retired)
         self._given_back_bytes = 0
         self._missing_bytes = 0
         self._worn = False
+        self._wait_s = SWEEP_S
+        self._sweep_s = clock.monotonic_s() + SWEEP_S
+        """When to sweep next."""
 
     @property
     def free_bytes(self) -> int:
@@ -85,6 +96,15 @@ class Space:
         self._join()
         for start, length in unfinished:
             self._remember(start, length)
+        self.sweep()
+
+    def tick(self) -> None:
+        """``sweep``, when it is time."""
+        now_s = self._clock.monotonic_s()
+        if now_s < self._sweep_s:
+            return
+        self._wait_s = min(2 * self._wait_s, SWEEP_S) if self._missing_bytes else SWEEP_S
+        self._sweep_s = now_s + self._wait_s
         self.sweep()
 
     def sweep(self) -> None:
@@ -133,8 +153,13 @@ class Space:
         fault = self._replace() or next((fault for fault in faults if fault is not None), None)
         backed_bytes = int(self._header["frontier"]) - self._retired.nbytes
         missing_bytes = int(self._header["capacity_bytes"]) - backed_bytes
-        if missing_bytes and not self._missing_bytes and not self._worn:
-            log.warning("the tier is %d bytes smaller than configured: %s", missing_bytes, fault)
+        if missing_bytes and not self._missing_bytes:
+            self._wait_s = RETRY_S
+            self._sweep_s = min(self._sweep_s, self._clock.monotonic_s() + RETRY_S)
+            if not self._worn:
+                log.warning(
+                    "the tier is %d bytes smaller than configured: %s", missing_bytes, fault
+                )
         elif self._missing_bytes and not missing_bytes:
             log.warning("the tier has its configured size again")
         self._missing_bytes = missing_bytes

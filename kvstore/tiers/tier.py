@@ -39,6 +39,17 @@ class Commitment(Enum):
     """Its block was deleted while it was written."""
 
 
+class Suspicion(Enum):
+    """What became of a held cell that somebody found damaged."""
+
+    RIGHT = auto()
+    """It is dropped."""
+    WRONG = auto()
+    """It is whole."""
+    OPEN = auto()
+    """It is pinned: nobody has looked."""
+
+
 @dataclass(frozen=True, slots=True)
 class NewCell:
     """What a writer says of a cell before it is there."""

@@ -92,9 +92,11 @@ class LocalTransport:
         for (index, header), digests in zip(headers.items(), scatter(parcels), strict=True):
             if digests == header.leaf_digests:
                 outcomes[index] = ReadOutcome.VERIFIED
+        is_sealed = self._node.is_sealed
         for index, read in enumerate(cells):
             # What was freed meanwhile is gone, whether or not its bytes were still whole.
-            if not self._node.is_current(read.slot, read.generation, SlotState.COMMITTED):
+            current = self._node.is_current(read.slot, read.generation, SlotState.COMMITTED)
+            if is_sealed or not current:
                 outcomes[index] = ReadOutcome.GONE
         return outcomes
 

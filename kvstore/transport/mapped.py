@@ -50,6 +50,11 @@ class MappedNode:
         """Whether a descriptor still means what it meant when it was handed out."""
         return self._table.is_current(slot, generation, state)
 
+    @property
+    def is_sealed(self) -> bool:
+        """Whether nobody may be shown anything for now, whatever descriptors he has."""
+        return self._table.is_sealed
+
     def slot_bytes(
         self, state: SlotState, slot: int, generation: int, cell: int, offset: int, length: int
     ) -> Mapped | None:

@@ -20,7 +20,7 @@ from kvstore.namespace import Namespace
 from kvstore.plan import Plan
 from kvstore.sessions import SESSION_DEAD_S
 from kvstore.table import SlotState
-from kvstore.tiers.host import RETIRED_SWEEP_S
+from kvstore.tiers.space import SWEEP_S
 from tests.property.client_world import (
     BLOCK,
     CELL_BYTES,
@@ -253,7 +253,7 @@ class ClientMachine(RuleBasedStateMachine):
         """Without faults, and when all who were lost are known to be: the whole tier can be put."""
         self.world.fs.fail_at = 0
         self.world.pass_time(round(SESSION_DEAD_S / TICK_S) + 1)
-        self.world.clock.advance(RETIRED_SWEEP_S)
+        self.world.clock.advance(SWEEP_S)
         self.world.pass_time(1)
         stats = self.world.node.stats()
         assert stats.host.reserved_cells == stats.leases == 0

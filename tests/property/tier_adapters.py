@@ -12,7 +12,7 @@ from kvstore.clock import ManualClock
 from kvstore.fs import LinuxFileSystem
 from kvstore.table import SlotState
 from kvstore.tiers.host import HostTier
-from kvstore.tiers.tier import CellChange, Commitment, NewCell, Refusal
+from kvstore.tiers.tier import CellChange, Commitment, NewCell, Refusal, Suspicion
 from tests.worlds import PAGE, cells_of, packed, read_verified, write_cell
 
 CELLS = 8
@@ -98,7 +98,8 @@ class HostAdapter:
         place = int(found.offsets[0]), int(found.lengths[0])
         header = read_verified(self._tier.arena, *place, int(found.header_digests[0]))
         if header is None:
-            assert self._tier.discard(int(found.slots[0]), [new.length]), "damaged, and kept"
+            suspicion = self._tier.discard(int(found.slots[0]), [new.length])
+            assert suspicion is Suspicion.RIGHT, "damaged, and kept"
             return False
         return (header.key, header.cell) == (new.key, new.cell)
 

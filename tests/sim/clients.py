@@ -44,8 +44,6 @@ class Workload(Surroundings, Protocol):
 
     def node_count(self) -> int: ...
 
-    def is_left_out(self, machine: str) -> bool: ...
-
 
 class SimClient:
     """One client process."""
@@ -114,8 +112,7 @@ class SimClient:
         if not np.array_equal(rows.kv[:, heads, :stop], prompt.kv[:, heads, :stop]):
             self._world.scheduler.fault(f"{self.process.name} got wrong bytes of {prompt.number}")
         risen = self._world.graves.risen(dead, delivered(prompt, stop))
-        # A node that the map leaves out is told nothing, and shows its own machine what it has.
-        if risen and not self._world.is_left_out(self.process.machine):
+        if risen:
             self._world.scheduler.fault(f"{self.process.name} got deleted {risen[0].hex()[:8]}")
         self._say(f"get {prompt.number} planned {plan.tokens} got {stop} {got.failures}")
         return stop

@@ -113,6 +113,10 @@ def _pending(node: StorageNode) -> list[str]:
         left.append(f"{stats.leases} leases, {int(tier._pins.sum())} pins")
     if stats.host.reserved_cells:
         left.append(f"{stats.host.reserved_cells} cells are reserved")
+    frontier = int(tier.table.header["frontier"])
+    missing_bytes = stats.host.capacity_bytes - (frontier - stats.host.retired_bytes)
+    if missing_bytes and frontier < tier.arena.size_bytes:
+        left.append(f"{missing_bytes} bytes of its memory are missing")
     left += disk_pending(node)
     standing = node.neighbourhood._standing
     if standing is None:

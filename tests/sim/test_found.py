@@ -4,12 +4,17 @@
 at its end everything must hold that must hold at the end of any world.
 """
 
+from functools import partial
+
 import pytest
 
+from kvstore.tiers.tier import Refusal
 from tests.sim.clients import SimClient
-from tests.sim.prompts import delivered
+from tests.sim.disk_promises import readable_on_disk
+from tests.sim.prompts import Prompt, delivered
 from tests.sim.trouble import flip_bit
 from tests.sim.world import FAR, World
+from tests.worlds import new_cell
 
 
 @pytest.mark.parametrize("lost", ["Reserve answer", "Commit", "Commit answer"])
@@ -68,5 +73,72 @@ def test_a_damaged_cell_goes_although_its_release_is_late() -> None:
         world.act(FAR, lambda client: client.get(prompt, 3, 5.0))
         world.scheduler.run_until(world.scheduler.now_s + 1.0)
         assert node.node.stats().host.held_cells == held - 1
+
+    world.play(scene)
+
+
+def test_a_node_that_the_map_leaves_out_shows_nothing_of_what_was_deleted() -> None:
+    world = World(4, machines=2)
+    early, late = sorted(world.prompts, key=lambda one: len(one.tokens))[-2:]
+
+    def read(prompt: Prompt) -> int:
+        found: list[int] = []
+        world.act("m1", lambda client: found.append(client.get(prompt, 3, 1.0)))
+        return found[0]
+
+    def delete(prompt: Prompt) -> None:
+        world.act("m0", lambda client: client.delete(prompt, 0))
+
+    def scene() -> None:
+        for prompt in (early, late):
+            put = partial(SimClient.put, prompt=prompt, mask=3, start=0, ttl_s=0)
+            world.act("m1", put)
+        world.network.cut |= {("m0", "m1"), ("m1", "m0")}
+        world.network.silenced.add("SetMap")
+        world.start_coordinator([0])
+        world.scheduler.run_until(world.scheduler.now_s + 3.0)
+        delete(early)
+        assert not world.graves.answered, "node 1 has not heard that it is left out"
+        assert read(early) == len(early.tokens) - 1
+        world.network.cut.clear()
+        world.network.silenced.clear()
+        world.scheduler.run_until(world.scheduler.now_s + 3.0)
+        assert read(late) == 0
+        delete(late)
+        assert world.graves.answered
+        assert read(late) == 0
+
+    world.play(scene)
+
+
+def test_a_tier_that_lost_its_memory_has_it_back_when_there_is_some() -> None:
+    world = World(5, machines=1)
+    machine, prompt = world.machines[0], world.prompts[0]
+    machine.has_tier = True
+    found: list[int] = []
+
+    def read(client: SimClient) -> None:
+        found.append(client.get(prompt, 3, 1.0))
+
+    def scene() -> None:
+        for _ in range(2):
+            world.act("m0", lambda client: client.put(prompt, mask=3, start=0, ttl_s=0))
+        world.scheduler.run_until(world.scheduler.now_s + 1.0)
+        node = world.node(0)
+        assert node is not None
+        assert readable_on_disk(node)
+        machine.fs.full = True
+        tier, slots, number = node.node.tier, [], 0
+        while not isinstance(slot := tier.reserve(new_cell(number), 1), Refusal):
+            slots.append(slot)
+            number += 1
+        for slot in slots:  # the writers are lost, each of them
+            tier.retire(slot)
+        world.act(FAR, read)
+        world.scheduler.run_until(world.scheduler.now_s + 5.0)
+        machine.fs.full = False
+        world.scheduler.run_until(world.scheduler.now_s + 5.0)
+        world.act(FAR, read)
+        assert found == [0, len(prompt.tokens) - 1]
 
     world.play(scene)

@@ -133,11 +133,6 @@ class World:
         own = [node for node in self._nodes.values() if node.machine.name == machine]
         return (own or list(self._nodes.values()))[0].control
 
-    def is_left_out(self, machine: str) -> bool:
-        """Whether that machine has a node, and the coordinator's map does not name it."""
-        named = {node.host_id for node in self.kept_map.nodes}
-        return machine not in named and any(one.name == machine for one in self.machines)
-
     def node_count(self) -> int:
         return len(self.machines)
 

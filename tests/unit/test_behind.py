@@ -265,6 +265,24 @@ def test_a_damaged_cell_of_the_arena_is_not_spilled(
     assert caplog.text.count("is damaged: it is not spilled") == 1, "it is tried once"
 
 
+def test_a_damaged_cell_that_is_being_written_goes_when_that_is_over(world: World) -> None:
+    world.fill(range(1))
+    found = world.host.find(packed([key_number(0)]), cells_of(0))
+    world.host.arena.view(int(found.offsets[0]) + HEADER_BYTES + 10, 1)[0] ^= 1
+    damage = Damage(key_number(0), 0, int(found.generations[0]), (int(found.lengths[0]),))
+    world.queue.is_eager = False
+    world.put([new_cell(0)])
+    for _ in range(3):
+        assert world.node.discard([damage]) == 0, "the disk reads it"
+    world.pass_time()
+    assert world.node.lookup(packed([key_number(0)]), 1) == 1
+    world.queue.is_eager = True
+    world.pass_time(1)
+    assert world.node.lookup(packed([key_number(0)]), 1) == 0
+    assert not world.below(0)
+    assert world.node.stats().host.damaged == 1
+
+
 def test_what_was_damaged_before_it_was_spilled_leaves_both_tiers(world: World) -> None:
     world.fill(range(2))
     found = world.host.find(packed([key_number(0)]), cells_of(0))

@@ -154,6 +154,80 @@ def test_a_disk_that_is_away_wipes_it_when_it_is_back(world: LifeWorld) -> None:
     assert world.found(1) == [False]
 
 
+def test_a_refused_disk_keeps_no_delete_waiting(world: LifeWorld) -> None:
+    world.put_twice(1, 2)
+    world.restart(adopt=False, is_refused=True)
+    assert world.delete(1).is_done
+    world.life.deletes_from(page_of(1, 3))
+    world.pass_time()
+    assert world.life.burials.get(key_number(3)) is not None
+
+
+def test_a_delete_that_was_begun_before_the_disk_was_refused_is_done_then(
+    world: LifeWorld,
+) -> None:
+    world.put_twice(1)
+    world.queue.die()
+    world.node.behind.poll()
+    deletion = world.life.delete(keys_of(1))
+    assert not deletion.is_done
+    world.queue.owner = "node-b"
+    world.pass_time(2)
+    assert world.nvme.phase is Phase.REFUSED
+    assert deletion.is_done
+    assert world.life.bury(deletion)
+
+
+@pytest.mark.parametrize("restarts", [1, 2])
+def test_a_disk_that_is_opened_again_has_forgotten_what_was_deleted(
+    world: LifeWorld, restarts: int
+) -> None:
+    world.put_twice(1, 2)
+    world.restart(adopt=False, is_refused=True)
+    world.delete(1)
+    world.pass_time()
+    for more in range(restarts, 0, -1):
+        world.restart(adopt=False, is_refused=more > 1)
+    assert world.found(1, 2) == [False, True], "at once"
+    world.pass_time()
+    world.put_twice(1)
+    world.restart(adopt=False)
+    world.pass_time()
+    assert world.found(1, 2) == [True, True], "once: the later copy was never deleted"
+
+
+def test_a_disk_that_is_configured_again_has_forgotten_what_was_deleted(world: LifeWorld) -> None:
+    world.put_twice(1, 2)
+    world.has_disk = False
+    world.restart(adopt=False)
+    world.delete(1)
+    world.pass_time()
+    world.has_disk = True
+    world.restart(adopt=False)
+    assert world.found(1, 2) == [False, True]
+
+
+def test_what_a_refused_disk_could_not_be_told_durably_is_not_deleted_yet(
+    world: LifeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError("full")
+
+    world.put_twice(1)
+    world.restart(adopt=False, is_refused=True)
+    deletion = world.life.delete(keys_of(1))
+    with monkeypatch.context() as full:
+        full.setattr(world.files, "append", refuse)
+        full.setattr(world.files, "replace", refuse)
+        assert not world.life.bury(deletion)
+        world.pass_time()
+    assert world.life.burials.get(key_number(1)) is None, "else no neighbour could tell of it"
+    world.pass_time()
+    assert world.life.burials.get(key_number(1)) is not None
+    world.restart(adopt=False)
+    assert world.found(1) == [False]
+
+
 def test_what_is_on_its_way_up_never_arrives(world: LifeWorld) -> None:
     world.put_twice(1)
     world.evict_all()

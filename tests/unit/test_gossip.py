@@ -15,6 +15,7 @@ from kvstore.clock import ManualClock
 from kvstore.cluster_map import ClusterMap, NodeInfo
 from kvstore.fs import LinuxFileSystem
 from kvstore.lasting import Lasting
+from kvstore.rpc import leavers
 from kvstore.rpc.client import ControlClient
 from kvstore.tenants import tenant_digest
 from kvstore.tiers.start import open_tier
@@ -57,6 +58,13 @@ class Company:
             if index not in away:
                 served.join_map(ClusterMap.of(self.epoch, infos))
 
+    def leave_out(self, index: int, *told: int) -> None:
+        """Those that are ``told`` take a map of all but one."""
+        self.epoch += 1
+        infos = [served.info for other, served in self.nodes.items() if other != index]
+        for other in told:
+            self.nodes[other].join_map(ClusterMap.of(self.epoch, infos))
+
     def _found(self, index: int, away: tuple[int, ...]) -> NodeInfo:
         info = self.nodes[index].info
         return replace(info, control=NOBODY) if index in away else info
@@ -85,10 +93,12 @@ def shown(served: Served) -> list[bool]:
     return by_node
 
 
-def delete(served: Served) -> None:
+def delete(served: Served) -> frozenset[int]:
+    """Who has not heard of it; 0 is the node itself."""
     control = ControlClient(served.address)
     try:
-        assert control.life.delete(GONE).durable
+        spread = control.life.delete(GONE)
+        return spread.pending if spread.durable else spread.pending | {0}
     finally:
         control.close()
 
@@ -194,3 +204,88 @@ def test_who_leaves_the_map_is_not_waited_for(company: Company) -> None:
     del company.nodes[2]
     company.publish()
     assert not first.node.life.is_sealed
+
+
+@pytest.mark.parametrize("was_away_before", [False, True])
+def test_who_is_left_out_shows_nothing_before_it_has_read_the_others_anew(
+    company: Company, was_away_before: bool
+) -> None:
+    first, second = company.start(1), company.start(2)
+    company.publish()
+    put_on(second)
+    if was_away_before:
+        second.stop()
+        second = company.start(2)
+        company.publish()
+        eventually(lambda: not second.node.life.is_sealed)
+    assert shown(second) == [True] * 4
+    company.leave_out(2, 1, 2)
+    assert shown(second) == [False] * 4
+    eventually(lambda: not first.neighbourhood.leavers)
+    assert delete(first) == frozenset()
+    company.publish()
+    eventually(lambda: not second.node.life.is_sealed)
+    assert shown(second) == [False] * 3 + [True]
+
+
+def test_who_was_left_out_waits_until_the_others_know_that_it_is_back(company: Company) -> None:
+    """Who goes by an older map does not tell it of deletes."""
+    first, second = company.start(1), company.start(2)
+    company.publish()
+    put_on(second)
+    company.leave_out(2, 1, 2)
+    company.epoch += 1
+    back = ClusterMap.of(company.epoch, [first.info, second.info])
+    second.join_map(back)
+    eventually(lambda: not second.node.life.is_sealed)
+    assert first.bulletin.now.map == back
+    assert set(first.neighbourhood.peers) == {2}
+
+
+def test_who_is_left_out_is_told_so_and_named_until_it_knows(company: Company) -> None:
+    first, second = company.start(1), company.start(2)
+    company.publish()
+    put_on(second)
+    company.leave_out(2, 1)
+    eventually(lambda: not first.neighbourhood.leavers)
+    assert second.node.life.is_sealed
+    assert delete(first) == frozenset()
+    company.publish()
+    eventually(lambda: not second.node.life.is_sealed)
+    second.stop()
+    company.leave_out(2, 1)
+    assert first.neighbourhood.leavers == {2}
+    assert delete(first) == {2}
+    second = company.start(2)
+    company.publish()
+    assert not first.neighbourhood.leavers
+    eventually(lambda: not second.node.life.is_sealed)
+    assert delete(first) == frozenset()
+
+
+def test_who_does_not_answer_is_no_leaver_for_ever(
+    company: Company, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(leavers, "LEAVER_S", 0.0)
+    first, second = company.start(1), company.start(2)
+    company.publish()
+    second.stop()
+    with caplog.at_level(logging.WARNING):
+        company.leave_out(2, 1)
+        eventually(lambda: not first.neighbourhood.leavers)
+    assert "node 2 has not said that it knows" in caplog.text
+    assert delete(first) == frozenset()
+
+
+def test_who_has_heard_of_no_map_since_its_start_may_have_others_to_tell(company: Company) -> None:
+    first, second = company.start(1), company.start(2)
+    assert delete(first) == frozenset(), "always alone so far"
+    company.publish()
+    put_on(second)
+    first.stop()
+    first = company.start(1)
+    assert delete(first) == {0}
+    assert shown(second) == [True] * 4
+    company.publish()
+    assert delete(first) == frozenset()
+    assert shown(second) == [False] * 3 + [True]

@@ -15,10 +15,8 @@ from kvstore.clock import ManualClock
 from kvstore.errors import ConfigError, StateError
 from kvstore.fs import LinuxFileSystem
 from kvstore.table import TABLE_FILE, SlotState
-from kvstore.tiers.host import (
-    RETIRED_SWEEP_S,
-    HostTier,
-)
+from kvstore.tiers.host import HostTier
+from kvstore.tiers.space import RETRY_S, SWEEP_S
 from kvstore.tiers.start import default_slots, open_tier
 from kvstore.tiers.tier import Commitment, Refusal
 from kvstore.tiers.vacancy import QUARANTINE_S
@@ -282,7 +280,7 @@ def test_a_late_write_harms_nobody_and_is_swept(world: World) -> None:
     late[:] = 0xAA
     assert all(holds(tier, new) for new in cells)
     assert world.backed_bytes() == PAGES * PAGE + CELL
-    world.clock.advance(RETIRED_SWEEP_S)
+    world.clock.advance(SWEEP_S)
     tier.tick()
     assert world.backed_bytes() == PAGES * PAGE
     assert all(holds(tier, new) for new in cells)
@@ -351,7 +349,7 @@ def test_a_worn_out_arena_shrinks_says_so_once_and_goes_on(
         assert tier.reserve(new_cell(501, pages=2), tier.next_stamp()) is Refusal.SHRUNK
         assert holds(tier, keep), "reading goes on, and a put that is refused costs nobody"
         store(tier, new_cell(502))
-        world.clock.advance(RETIRED_SWEEP_S)
+        world.clock.advance(SWEEP_S)
         tier.tick()
         assert len(caplog.records) == 1
 
@@ -718,7 +716,7 @@ def troubled_life(world: World, fs: FaultyFileSystem) -> list[tuple[int, int]]:
         aborted = tier.reserve(new_cell(100 + number), tier.next_stamp())
         if not isinstance(aborted, Refusal):
             tier.abort(aborted)
-        world.clock.advance(RETIRED_SWEEP_S)
+        world.clock.advance(SWEEP_S)
         tier.tick()
     return dead
 
@@ -764,7 +762,7 @@ def test_a_retirement_that_fails_makes_the_tier_smaller_until_it_works(
     caplog.clear()
     assert accounted_bytes(tier) == PAGES * PAGE - CELL
     assert world.backed_bytes() <= PAGES * PAGE
-    world.clock.advance(RETIRED_SWEEP_S)
+    world.clock.advance(SWEEP_S)
     tier.tick()
     assert accounted_bytes(tier) == world.backed_bytes() == PAGES * PAGE
     assert [record.message for record in caplog.records] == [
@@ -774,6 +772,42 @@ def test_a_retirement_that_fails_makes_the_tier_smaller_until_it_works(
         offset, size = place(tier, store(tier, new_cell(number)))
         assert offset + size <= dead[0] or sum(dead) <= offset
     assert holds(tier, keep)
+
+
+def test_a_tier_that_is_smaller_asks_for_its_memory_soon_and_then_ever_less_often(
+    world: World,
+) -> None:
+    fs = FaultyFileSystem(FS, sticky=True)
+    tier = world.restart(fs)
+    store(tier, new_cell(50))
+    slots = [reserved(tier, number) for number in range(PAGES // 2)]
+    fs.fail_at = fs.operations + 1
+    for slot in slots:
+        tier.retire(slot)
+    assert accounted_bytes(tier) == 0, "all of it was being written by somebody who was lost"
+    asked_s = []
+    for second in range(1, 200):
+        operations = fs.operations
+        world.clock.advance(1)
+        tier.tick()
+        if fs.operations > operations:
+            asked_s.append(second)
+    assert asked_s == [1, 3, 7, 15, 31, 63, 123, 183]
+    fs.fail_at = 0
+    world.clock.advance(SWEEP_S)
+    tier.tick()
+    assert accounted_bytes(tier) == world.backed_bytes() == PAGES * PAGE
+    operations = fs.operations
+    for _ in range(round(SWEEP_S) - 1):
+        world.clock.advance(1)
+        tier.tick()
+    assert fs.operations == operations, "whole again"
+    fs.fail_at = fs.operations + 1
+    tier.retire(reserved(tier, 1))
+    fs.fail_at = 0
+    world.clock.advance(RETRY_S)
+    tier.tick()
+    assert accounted_bytes(tier) == world.backed_bytes() == PAGES * PAGE, "soon, the next time too"
 
 
 def test_a_tier_has_records_for_many_small_cells() -> None:

@@ -97,12 +97,14 @@ def test_a_heartbeat_is_answered_with_one_and_a_newer_map(served: Served) -> Non
 
 def test_a_map_is_handed_on(served: Served) -> None:
     for cluster_map in (two_nodes(3), two_nodes(2)):
-        with_peer(served.address, partial(hand_on, cluster_map))
-        assert served.bulletin.now.map == two_nodes(3)
+        theirs = with_peer(served.address, partial(hand_on, cluster_map))
+        assert theirs == served.bulletin.now.map == two_nodes(3)
+    served.stop()
+    assert with_peer(served.address, partial(hand_on, two_nodes(4))) is None
 
 
-async def hand_on(cluster_map: ClusterMap, peer: Peer) -> None:
-    await peer.hand_on(cluster_map, 5.0)
+async def hand_on(cluster_map: ClusterMap, peer: Peer) -> ClusterMap | None:
+    return await peer.hand_on(cluster_map, 5.0)
 
 
 def test_who_does_not_answer_or_refuses_is_none(folder: Path) -> None:

@@ -1,6 +1,8 @@
 """The seal: what a node finds at its start is not found by others before all deletes are known."""
 
+import errno
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -78,6 +80,23 @@ def test_writing_goes_on_under_the_seal(world: LifeWorld) -> None:
     assert world.below(4), "it was used again"
 
 
+def test_a_node_that_cannot_read_whether_it_had_company_is_sealed(
+    world: LifeWorld, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(path: Path) -> bytes | None:
+        raise OSError(errno.EIO, "made to fail")
+
+    world.put_twice(1)
+    with monkeypatch.context() as broken:
+        broken.setattr(world.files, "read", refuse)
+        world.restart()
+        assert world.life.is_sealed
+        assert "whether this node was ever in a map with others" in caplog.text
+        world.life.keep_company()
+    world.restart()
+    assert world.life.is_sealed, "it was written down all the same"
+
+
 def test_every_start_seals_again_until_the_others_were_heard(world: LifeWorld) -> None:
     in_company(world)
     world.restart()
@@ -99,6 +118,29 @@ def test_both_ways_to_look_up_see_the_seal(
         assert mapped.is_sealed == sealed
         assert mapped.find(keys_of(1), cells_of(0)).held.tolist() == [not sealed]
         assert mapped.find_sealed(keys_of(1), cells_of(0)).held.all()
+
+
+def test_a_node_that_is_left_out_shows_nothing_from_then_on(world: LifeWorld) -> None:
+    world.put_twice(1)
+    world.put(2)
+    mapped = KeyTable.map(world.fs, world.folder)
+    assert world.found(1, 2) == [True] * 2
+    epoch = world.life.epoch
+    for _ in range(2):
+        world.life.seal()
+    world.put(3)
+    world.pass_time(1)
+    assert world.found(1, 2, 3) == [False] * 3
+    assert world.acquire(1, 2, 3).outcomes.tolist() == [CellOutcome.MISS] * 3
+    assert not mapped.find(keys_of(1, 2, 3), cells_of(0, 0, 0)).held.any()
+    assert len(world.announced()) == len(world.node.drain_changes()) == 0
+    ids, ages_ms = np.array([9], np.uint64), np.zeros(1, np.uint64)
+    world.life.deletes_from(BurialPage(keys_of(2), ids, ages_ms))
+    world.pass_time()
+    world.life.unseal()
+    assert world.life.epoch == epoch + 1
+    assert world.found(1, 2, 3) == [True, False, True]
+    assert len(world.announced()) == 2
 
 
 def test_an_empty_node_has_nothing_to_seal() -> None:

@@ -35,6 +35,16 @@ def test_a_slot_freed_under_its_reader_is_gone(tmp_path: Path) -> None:
     assert LocalTransport(node).read([read], soon()) == [ReadOutcome.GONE]
 
 
+def test_nothing_is_read_of_a_sealed_node(tmp_path: Path) -> None:
+    """Also by who has found it before: it may have been deleted elsewhere."""
+    world = World.make(tmp_path / "node")
+    read = world.stored(world.leaves())
+    transport = LocalTransport.open(LinuxFileSystem(), world.folder)
+    for sealed, outcome in ((True, ReadOutcome.GONE), (False, ReadOutcome.VERIFIED)):
+        world.tier.table.set_sealed(sealed)
+        assert transport.read([read], soon()) == [outcome]
+
+
 def test_a_folder_without_a_node_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StateError, match="has not started"):
         LocalTransport.open(LinuxFileSystem(), tmp_path)
