@@ -99,7 +99,7 @@ def hold(
     handle: str,
     keys: tuple[str, ...],
     chain: TextIO | None,
-    ttl_s: float,
+    ttl_s: int,
     tenant: str,
     config: Path | None,
     as_json: bool,

@@ -1,16 +1,17 @@
 """Options that several commands of `samovar` have, and how they write sizes and times."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
 import click
 
+from kvstore.errors import UsageError
+from kvstore.retention import parse_retention
 from kvstore.settings import Settings, knobs
 
 Command = TypeVar("Command", bound=Callable[..., object])
-
-_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 24 * 3600}
 
 
 def settings_of(*roles: type[Settings], only: Sequence[str] = ()) -> Callable[[Command], Command]:
@@ -34,16 +35,12 @@ def settings_of(*roles: type[Settings], only: Sequence[str] = ()) -> Callable[[C
 json_option = click.option("--json", "as_json", is_flag=True, help="End with one line of JSON.")
 
 
-def seconds_of(ctx: click.Context, param: click.Parameter, text: str) -> float:
-    """An option's callback: seconds, written with a unit: `90s`, `5m`, `1h`, `7d`."""
-    unit_s = _UNITS_S.get(text[-1:], 0)
-    try:
-        seconds = float(text[:-1]) * unit_s
-    except ValueError:
-        seconds = 0.0
-    if not 0.0 < seconds < float("inf"):
-        raise click.BadParameter(f"{text!r} is no time such as 90s, 5m, 1h or 7d", ctx, param)
-    return seconds
+def seconds_of(ctx: click.Context, param: click.Parameter, text: str) -> int:
+    """An option's callback: seconds, written as in settings: `90s`, `5m`, `1h`, `7d`."""
+    with suppress(UsageError):
+        if seconds := parse_retention(text):
+            return seconds
+    raise click.BadParameter(f"{text!r} is no time such as 90s, 5m, 1h or 7d", ctx, param)
 
 
 def mebibytes(size_bytes: int) -> str:

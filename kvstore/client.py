@@ -178,9 +178,11 @@ class Samovar:
         """Store the full blocks of ``tokens`` that end behind ``start``, and named tails.
 
         ``tokens`` are those whose KV is in ``rows``, from the first on; ``start`` says how many of
-        them are known to be in the tier. Tails are stored at ``boundaries`` only. What is there
-        already is touched, not sent. Blocks live for ``ttl_s`` after their last use, 0: as long as
-        there is room; by default as the settings say. Returns when nobody reads ``rows`` any more.
+        them are known to be in the tier: these are kept as young as those behind them, but only a
+        read or ``touch`` counts as their use. Tails are stored at ``boundaries`` only. What is
+        there already is touched, not sent. Blocks live for ``ttl_s`` after their last use, 0: as
+        long as there is room; by default as the settings say. Returns when nobody reads ``rows``
+        any more.
         """
         self._check(namespace)
         if ttl_s is not None and not 0 <= ttl_s <= TTL_S_MAX:
@@ -204,13 +206,20 @@ class Samovar:
             return writing.failed(put, str(fault))
         return merged(writing.write(put, rows, route.access, route.transport, deadline))
 
-    def touch(self, plan: Plan) -> None:
-        """Say that a planned prefix was used, however the engine came by it."""
+    def touch(self, plan: Plan, start: int = 0) -> None:
+        """Say that a planned prefix was used, however the engine came by it.
+
+        Of blocks wholly before ``start`` the same use was told before.
+        """
         self._check()
-        if not plan.blocks:
+        used = plan.behind(start)
+        if not used.blocks:
             return
         with suppress(UnavailableError):  # one that is lost costs a little LRU order, nothing else
-            self._routes.write_route().access.touch(plan.keys, plan.mask)
+            access = self._routes.write_route().access
+            access.touch(used.keys, plan.mask)
+            if used.blocks < plan.blocks:
+                access.touch(plan.keys, plan.mask, same_use=True)  # one stamp for the whole chain
 
     def delete(
         self,

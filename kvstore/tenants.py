@@ -10,7 +10,9 @@ Does not cover: how engines learn an epoch (``kvstore.rpc``), keys (``kvstore.na
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 import numpy as np
 import numpy.typing as npt
@@ -56,6 +58,14 @@ class EpochPage:
         return len(self.epochs)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class EpochNews:
+    """Some tenants whose epochs have changed: who knows them goes by that ``version``."""
+
+    page: EpochPage
+    version: int
+
+
 class TenantEpochs:
     """The epochs of all tenants that were ever erased."""
 
@@ -65,6 +75,8 @@ class TenantEpochs:
         self._files = lasting.files
         self._path = lasting.folder / TENANTS_FILE
         self._epochs: dict[bytes, int] = {}
+        self._changed: dict[bytes, int] = {}
+        """The version in which each has changed last, in that order."""
         self._fold = 0
         self._is_durable = True
         self._read()
@@ -82,14 +94,20 @@ class TenantEpochs:
 
         Epochs that change between two pages move nobody.
         """
-        rows = list(self._epochs.items())[start : start + min(count, PAGE_TENANTS_MAX)]
-        stop = start + len(rows)
-        packed = b"".join(tenant for tenant, _ in rows)
-        return EpochPage(
-            np.frombuffer(packed, np.uint8).reshape(-1, TENANT_BYTES),
-            np.array([epoch for _, epoch in rows], np.uint64),
-            stop if stop < len(self._epochs) else 0,
-        )
+        tenants = list(self._epochs)[start : start + min(count, PAGE_TENANTS_MAX)]
+        stop = start + len(tenants)
+        return self._page(tenants, stop if stop < len(self._epochs) else 0)
+
+    def news(self, since: int, count: int) -> EpochNews:
+        """At most ``count`` tenants that have changed since a version, in the order of change.
+
+        Those that are left out have changed after the version that is answered.
+        """
+        newer = takewhile(lambda tenant: self._changed[tenant] > since, reversed(self._changed))
+        tenants = list(newer)[::-1]
+        shown = tenants[: min(count, PAGE_TENANTS_MAX)]
+        is_all = len(shown) == len(tenants)
+        return EpochNews(self._page(shown), self.version if is_all else self._changed[shown[-1]])
 
     def erase(self, tenant: bytes) -> int:
         """Begin a new epoch of a tenant; durable when this returns."""
@@ -132,6 +150,13 @@ class TenantEpochs:
         self._is_durable = True
         return True
 
+    def _page(self, tenants: Sequence[bytes], next_start: int = 0) -> EpochPage:
+        return EpochPage(
+            np.frombuffer(b"".join(tenants), np.uint8).reshape(-1, TENANT_BYTES),
+            np.array([self._epochs[tenant] for tenant in tenants], np.uint64),
+            next_start,
+        )
+
     def _enter(self, tenant: bytes, epoch: int) -> None:
         former = self._epochs.get(tenant)
         if former is not None:
@@ -139,6 +164,8 @@ class TenantEpochs:
         self._epochs[tenant] = epoch
         self._fold ^= _name(tenant, epoch)
         self.version += 1
+        self._changed.pop(tenant, None)
+        self._changed[tenant] = self.version
         self._is_durable = False
 
     def _read(self) -> None:

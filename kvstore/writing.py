@@ -92,8 +92,9 @@ def write(
 
 
 def _touch(put: Put, access: NodeAccess) -> None:
+    """Keep the chain together. Whoever has used what is before ``start`` has said so."""
     with suppress(UnavailableError):  # one that is lost costs a little LRU order, nothing else
-        access.touch(put.chain.keys, put.mask)
+        access.touch(put.chain.keys, put.mask, same_use=True)
 
 
 def failed(put: Put, reason: str) -> Stored:

@@ -9,7 +9,8 @@ A request's life, as its engine drives it:
                                  are usable once load returned
              Abandoned           the deadline passed with a transfer still under way: the rows
                                  may be written at any time and must never be used again
-    save                         in the background, once the engine has a first token out
+    save                         in the background, once the engine has a first token out, and
+                                 again with more tokens: what was offered before is no second use
     settle                       before rows that a save may be reading are written again
 
 A failing tier is a miss: an exception below becomes "nothing cached", logged once when it begins
@@ -38,7 +39,7 @@ ABANDON_AFTER_S = 1.0
 FORGET_AFTER_S = 60.0
 """How long after its deadline the answer to a request is kept that nobody asks for any more."""
 REQUESTS_MAX = 1024
-"""Requests whose tenant's epoch is remembered from their match to their save."""
+"""Requests of which the epoch is remembered, and what of them was offered."""
 LOADS_MAX = 256
 """Look-ups and transfers under way, each a thread; what comes on top is a miss."""
 SAVES_MAX = 256
@@ -70,6 +71,15 @@ class Fetched(Protocol):
     def by_source(self) -> Mapping[str, int]: ...
 
 
+class Taken(Protocol):
+    """What became of a put."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether the tier has all of it."""
+        ...
+
+
 class Tier(Protocol[P]):
     """The part of ``kvstore.client.Samovar`` that a connector needs."""
 
@@ -88,9 +98,9 @@ class Tier(Protocol[P]):
         rows: KVRows,
         start: int = 0,
         boundaries: Sequence[int] = (),
-    ) -> object: ...
+    ) -> Taken: ...
 
-    def touch(self, plan: P) -> object: ...
+    def touch(self, plan: P, start: int = 0) -> object: ...
 
     def renewed(self, namespace: Namespace) -> Namespace:
         """The namespace in its tenant's epoch now."""
@@ -163,6 +173,14 @@ class _Health:
             _log.warning("tier answers again")
 
 
+@dataclass(slots=True)
+class _Course:
+    """A request from its match to its last save: its epoch, and how much of it the tier took."""
+
+    namespace: Namespace
+    offered: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class _Load:
     """A request's look-up and transfer in the background."""
@@ -187,8 +205,9 @@ class Connector(Generic[P]):
         self._match_deadline_s = match_deadline_s
         self._block_tokens = namespace.grid.block_tokens
         self._health = _Health()
-        self._begun: dict[str, Namespace] = {}
-        self._beginning = threading.Lock()
+        self._courses: dict[str, _Course] = {}
+        """By request, the one that was heard of last at the end."""
+        self._coursing = threading.Lock()
         self._loads: dict[str, _Load] = {}
         self._running: set[Future[Matched]] = set()
         self._saves: set[Future[None]] = set()
@@ -229,21 +248,23 @@ class Connector(Generic[P]):
 
         What the tier has already is touched and not sent. ``tokens`` are those whose KV was
         really computed: the request's prompt, or the prompt with generated tokens behind it.
+        However often a request is saved, it uses each of its blocks once.
         """
         if len(self._saves) >= SAVES_MAX:
             return
         landing = request.staging.lift(0, len(tokens))
         host_rows = request.staging.host_rows
-        with self._beginning:
-            begun = self._begun.pop(request.id, None)
         boundaries = [at for at in request.boundaries if at <= len(tokens)]
 
         def offer() -> None:
             landing.wait()
-            namespace = begun or self._tier.renewed(self._namespace)
-            plan = self._tier.longest_prefix(namespace, tokens, boundaries)
-            self._tier.touch(plan)
-            self._tier.put(namespace, tokens, host_rows, plan.tokens, boundaries)
+            course = self._course(request.id)
+            plan = self._tier.longest_prefix(course.namespace, tokens, boundaries)
+            self._tier.touch(plan, course.offered)
+            fresh = [at for at in boundaries if at > course.offered]
+            stored = self._tier.put(course.namespace, tokens, host_rows, plan.tokens, fresh)
+            if stored.complete:
+                course.offered = len(tokens)
 
         future = self._saver.submit(self._save_quietly, offer)
         self._saves.add(future)
@@ -291,7 +312,7 @@ class Connector(Generic[P]):
         answer = _miss(request)
         try:
             plan = self._tier.longest_prefix(
-                self._begin(request.id), request.tokens, request.boundaries
+                self._course(request.id).namespace, request.tokens, request.boundaries
             )
             gains = min(plan.tokens, len(request.tokens) - 1) > request.resident
             if gains and not deadline.passed():
@@ -309,14 +330,17 @@ class Connector(Generic[P]):
             self._health.worked()
         return answer
 
-    def _begin(self, id: str) -> Namespace:
-        """In its tenant's epoch now a request goes on until its save, whatever is erased since."""
-        namespace = self._tier.renewed(self._namespace)
-        with self._beginning:
-            self._begun[id] = namespace
-            if len(self._begun) > REQUESTS_MAX:
-                self._begun.pop(next(iter(self._begun)))
-        return namespace
+    def _course(self, id: str) -> _Course:
+        """In its tenant's epoch now a request goes on to its end, whatever is erased since."""
+        with self._coursing:
+            known = self._courses.get(id)
+        course = known or _Course(self._tier.renewed(self._namespace))
+        with self._coursing:
+            course = self._courses.pop(id, course)
+            self._courses[id] = course
+            if len(self._courses) > REQUESTS_MAX:
+                self._courses.pop(next(iter(self._courses)))
+        return course
 
     def _save_quietly(self, offer: Callable[[], None]) -> None:
         try:

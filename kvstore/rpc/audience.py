@@ -2,6 +2,7 @@
 
 An erasure is done when every client that lives goes by the new epoch. Who has been silent for as
 long as a session lives is dead: it learns all epochs with its next session, before anything else.
+Later it is told what has changed since it was told last.
 """
 
 import asyncio
@@ -18,10 +19,14 @@ POLL_S = 0.02
 
 @dataclass(slots=True)
 class _Listener:
-    """One session: the version that it goes by, and when it was last heard (the loop's time)."""
+    """One session: the version that it goes by, and when it was last heard (the loop's time).
 
-    version: int
+    ``told`` is the version that it was told.
+    """
+
     heard_s: float
+    version: int = 0
+    told: int = 0
 
 
 class Audience:
@@ -33,26 +38,24 @@ class Audience:
 
     def join(self, session: int) -> None:
         """A session has begun, and has said nothing yet."""
-        self._listeners[session] = _Listener(0, _now_s())
+        self._listeners[session] = _Listener(_now_s())
 
     def heard(self, session: int, version: int) -> None:
         """A beat of that session says so."""
-        self._listeners[session] = _Listener(version, _now_s())
+        listener = self._listeners[session]
+        listener.version, listener.heard_s = version, _now_s()
 
     def leave(self, session: int) -> None:
         """The session has ended."""
         self._listeners.pop(session, None)
 
-    def events(self) -> Iterator[pb.SessionEvent]:
-        """What a client is told: all epochs. The last event says which version they are."""
-        version, start = self._epochs.version, 0
-        while True:
-            page = self._epochs.page(start, PAGE_TENANTS_MAX)
-            start = page.next
-            told = life_messages.told_epochs(page, 0 if start else version)
-            yield pb.SessionEvent(epochs=told)
-            if not start:
-                return
+    def news(self, session: int) -> Iterator[pb.SessionEvent]:
+        """What a client has still to be told; each event says which version it goes by then."""
+        listener = self._listeners[session]
+        while listener.told < self._epochs.version:
+            news = self._epochs.news(listener.told, PAGE_TENANTS_MAX)
+            listener.told = news.version
+            yield pb.SessionEvent(epochs=life_messages.told_epochs(news.page, news.version))
 
     async def all_know(self, patience_s: float) -> bool:
         """Wait until every living session goes by the epochs of now; whether it came to that."""

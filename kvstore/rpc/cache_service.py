@@ -138,7 +138,7 @@ class CacheService(CacheServicer):
     @answering(pb.TouchReply)
     def Touch(self, request: pb.TouchRequest) -> pb.TouchReply:
         keys = _probes(request.keys, request.mask)
-        return pb.TouchReply(cells=self._node.touch(keys, request.mask))
+        return pb.TouchReply(cells=self._node.touch(keys, request.mask, request.same_use))
 
     @answering(pb.StatsReply)
     def Stats(self, request: pb.StatsRequest) -> pb.StatsReply:
@@ -158,11 +158,11 @@ class CacheService(CacheServicer):
         try:
             self.audience.join(session)
             # Before it is open: whoever has a session goes by the epochs of its start at least.
-            for event in self.audience.events():
+            for event in self.audience.news(session):
                 await context.write(event)
             await context.write(pb.SessionEvent(opened=session))
             beats = asyncio.create_task(self._listen(requests, session))
-            news = asyncio.create_task(self._tell(context))
+            news = asyncio.create_task(self._tell(context, session))
             try:
                 ended, _ = await asyncio.wait({beats, news}, return_when=asyncio.FIRST_COMPLETED)
                 for task in ended:
@@ -201,8 +201,8 @@ class CacheService(CacheServicer):
                 return
             self.audience.heard(session, beat.epochs_version)
 
-    async def _tell(self, context: Context) -> None:
-        told_map, told_unreachable, told_epochs = None, None, 0
+    async def _tell(self, context: Context, session: int) -> None:
+        told_map, told_unreachable = None, None
         async for notice in self._bulletin.notices():
             if notice.map is not told_map:
                 told_map = notice.map
@@ -211,10 +211,8 @@ class CacheService(CacheServicer):
                 told_unreachable = notice.unreachable
                 nodes = pb.Unreachable(nodes=convert.nodes_to_bytes(told_unreachable))
                 await context.write(pb.SessionEvent(unreachable=nodes))
-            if notice.epochs_version != told_epochs:
-                told_epochs = notice.epochs_version
-                for event in self.audience.events():
-                    await context.write(event)
+            for event in self.audience.news(session):
+                await context.write(event)
 
     def _check(self, incarnation: int) -> None:
         if incarnation != self._node.identity.incarnation:

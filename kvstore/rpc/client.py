@@ -205,12 +205,13 @@ class ControlClient:
         request = cache_pb2.DiscardRequest(cells=cells)
         return int(self._call(self._cache.Discard, request).cells)
 
-    def touch(self, keys: Keys, mask: int) -> int:
+    def touch(self, keys: Keys, mask: int, same_use: bool = False) -> int:
         """Say that a prompt was used. Returns how many of its cells are there."""
         held = 0
         # The deepest part first: no block may seem older than those that follow it.
         for part in reversed(_parts(keys, mask)):
-            request = cache_pb2.TouchRequest(keys=pack(part, np.uint8), mask=mask)
+            packed = pack(part, np.uint8)
+            request = cache_pb2.TouchRequest(keys=packed, mask=mask, same_use=same_use)
             held += self._call(self._cache.Touch, request).cells
         return held
 

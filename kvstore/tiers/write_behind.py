@@ -1,8 +1,7 @@
 """Write-behind: cells go from the host tier down to the NVMe tier before they are missed there.
 
     next to leave    the oldest, when less than ``LOW_WATER_SHARE`` of the arena can be spared
-    used again       by a second put, a lease or a touch; an engine that offers a prompt twice, at
-                     its first token and at its end, uses it again by that
+    used again       by a second request: its put, lease or touch
 
 Nobody waits for it, no put either: a cell is pinned while the disk reads it, and some are under way
 at a time. What is next to leave and on the disk is expendable, so it leaves the arena before all

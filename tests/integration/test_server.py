@@ -23,9 +23,11 @@ from kvstore.config import NodeConfig
 from kvstore.errors import ConfigError, StateError
 from kvstore.fs import LinuxFileSystem
 from kvstore.holders import Located
+from kvstore.owed import OWED_FILE
 from kvstore.placement import homes
 from kvstore.rpc.client import ControlClient
 from kvstore.server import NodePlace, NodeServer
+from kvstore.tiers.nvme.slab import SLAB_FILE
 from tests.integration import node_process
 from tests.served import eventually, put, reserve_request, some_keys
 from tests.source_tree import ROOT
@@ -152,6 +154,18 @@ def test_a_restart_goes_on_with_what_was_held(folder: Path) -> None:
             assert client.lookup(some_keys(4), 1) == held
             if not held:
                 put(client, arena_of(info), some_keys(3))
+
+
+@pytest.mark.parametrize("is_left", [False, True])
+def test_a_slab_that_is_configured_no_more_is_owed_what_is_deleted(
+    folder: Path, tmp_path: Path, is_left: bool
+) -> None:
+    (tmp_path / "node-0").mkdir()
+    if is_left:
+        (tmp_path / "node-0" / SLAB_FILE).touch()
+    with running(server_in(folder, nvme_folder=tmp_path)) as info, client_of(info) as client:
+        assert client.life.delete(some_keys(1)).durable
+    assert (folder / "state-0" / OWED_FILE).exists() == is_left
 
 
 @pytest.mark.parametrize("names", [("state", "another"), ("another", "arena")])

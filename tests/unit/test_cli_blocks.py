@@ -132,6 +132,7 @@ def test_erase_counts_epochs(run: Run) -> None:
         (["inspect", "--chain", "/nowhere"], "/nowhere"),
         (["hold", "name", HEX[0]], "--ttl"),
         (["hold", "name", HEX[0], "--ttl", "soon"], "is no time such as 90s"),
+        (["hold", "name", HEX[0], "--ttl", "none"], "is no time such as 90s"),
         (["hold", "name", HEX[0], "--ttl", "400d"], "ttl_s must be"),
         (["hold", "", HEX[0], "--ttl", "1h"], "handle"),
         (["release"], "HANDLE"),

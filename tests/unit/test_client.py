@@ -77,6 +77,19 @@ def test_an_empty_tier_has_no_prefix(tier: Samovar) -> None:
     assert got(tier, PROMPT, (70,))[0] == 0
 
 
+def test_a_use_that_was_told_in_part_keeps_the_chain_together(tier: Samovar) -> None:
+    tier.put(NAMESPACE, PROMPT, Rows(100, seed=1))
+    table = tier._routes.own_table()
+    assert table is not None
+    before = table.slots["stamp"].max()
+    tier.touch(tier.longest_prefix(NAMESPACE, PROMPT), start=96)
+    assert table.slots["stamp"].max() == before, "nothing is behind it"
+    tier.touch(tier.longest_prefix(NAMESPACE, PROMPT), start=50)
+    held = np.flatnonzero(table.slots["stamp"])
+    assert len(set(table.slots["stamp"][held].tolist())) == 1
+    assert table.slots["stamp"][held].min() > before
+
+
 def test_a_tail_is_found_at_its_boundary_only(tier: Samovar) -> None:
     tier.put(NAMESPACE, PROMPT[:70], Rows(70, seed=1), boundaries=[70])
     asked = [*PROMPT[:70], 1, 2, 3]

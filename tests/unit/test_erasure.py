@@ -12,6 +12,7 @@ from kvstore.calls import HoldOutcome
 from kvstore.client import ERASED, Samovar
 from kvstore.cluster_map import ClusterMap
 from kvstore.errors import UnavailableError
+from kvstore.rpc.cache_pb2 import TenantEpochs
 from kvstore.rpc.client import ControlClient
 from kvstore.tenants import PAGE_TENANTS_MAX, EpochPage, tenant_digest
 from tests.served import Served
@@ -86,6 +87,33 @@ def test_many_erased_tenants_come_in_pages(two: tuple[Served, Served]) -> None:
     with client_of(first) as client:
         for name in (names[0], names[-1]):
             assert client.renewed(replace(OURS, tenant=name)).tenant_epoch == 1
+
+
+def test_an_erasure_tells_only_what_has_changed(two: tuple[Served, Served]) -> None:
+    first, _ = two
+    names = [f"tenant {number}" for number in range(5)]
+    tenants = np.array([list(tenant_digest(name)) for name in names], np.uint8)
+    page = EpochPage(tenants, np.ones(len(names), np.uint64))
+    assert first.call(lambda: first.node.life.raise_epochs(page))
+    with closing(ControlClient(first.address)) as control:
+        assert control.session
+        told: list[int] = []
+        take = control._session._take_epochs
+
+        def note(news: TenantEpochs) -> None:
+            told.append(len(news.epochs) // 8)
+            take(news)
+
+        control._session._take_epochs = note  # type: ignore[method-assign, assignment]
+        for name, epoch in (("somebody", 1), (names[0], 2), ("somebody", 2)):
+            spread = control.life.erase(tenant_digest(name))
+            assert (spread.number, spread.durable) == (epoch, True)
+            assert control.life.epoch_of(tenant_digest(name)) == epoch
+        assert told == [1, 1, 1]
+    with closing(ControlClient(first.address)) as late:
+        assert late.session
+        expected = {"somebody": 2, names[0]: 2, names[4]: 1}
+        assert {name: late.life.epoch_of(tenant_digest(name)) for name in expected} == expected
 
 
 def test_a_node_that_is_away_is_pending_and_learns_it_from_its_neighbour(

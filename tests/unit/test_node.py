@@ -8,6 +8,7 @@ import pytest
 
 from kvstore import leases as leases_module
 from kvstore import sessions as sessions_module
+from kvstore import suspects as suspects_module
 from kvstore.arena import Arena
 from kvstore.block import HEADER_BYTES
 from kvstore.calls import (
@@ -385,6 +386,32 @@ def test_a_put_of_what_is_there_is_a_use(world: World) -> None:
     world.put(session, [new_cell(0)])
     world.put(session, [new_cell(8)])
     assert [world.node.lookup(keys(n), 1) for n in (0, 1)] == [1, 0]
+
+
+def test_what_is_damaged_under_a_lease_is_discarded_after_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(suspects_module, "SUSPECTS_MAX", 2)
+    session = world.node.open_session()
+    world.put(session, [new_cell(number) for number in range(4)])
+    reply = world.node.acquire(session, keys(*range(4)), cells_of(*[0] * 4), 1000)
+    assert (reply.outcomes == Outcome.FOUND).all()
+    for row in (0, 1, 3):
+        world.tier.arena.view(int(reply.offsets[row]) + HEADER_BYTES + 9, 1)[:] ^= 1
+    lengths = tuple(reply.lengths[:1].tolist())
+    generations = reply.generations.tolist()
+    claims = [Damage(key_number(row), 0, generations[row], lengths) for row in range(4)]
+    for claim in claims[1:]:
+        assert world.node.discard([claim, claim]) == 0
+    world.node.tick()
+    assert world.node.lookup(keys(*range(4)), 1) == 4
+    world.node.release(session, reply.lease)
+    world.node.tick()
+    assert [world.node.lookup(keys(n), 1) for n in range(4)] == [1, 0, 1, 1], "one was too many"
+    assert world.node.stats().host.damaged == 1
+    world.put(session, [new_cell(1)])
+    world.node.tick()
+    assert world.node.lookup(keys(1), 1) == 1, "it is forgotten"
 
 
 def test_only_what_is_damaged_is_discarded(world: World) -> None:

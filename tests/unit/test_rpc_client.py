@@ -14,6 +14,7 @@ from kvstore.changes import Changes
 from kvstore.directory import LOCATE_KEYS_MAX, Announcement
 from kvstore.errors import ConfigError, UnavailableError, UsageError
 from kvstore.holders import Located
+from kvstore.key import Keys
 from kvstore.rpc import wire
 from kvstore.rpc.client import ControlClient, StaleMap
 from tests.served import (
@@ -127,6 +128,22 @@ def test_long_prompts_take_several_calls(served: Served, client: ControlClient) 
     mask = (1 << 64) - 1
     assert client.touch(some_keys(wire.PROBES_MAX // 64 + 7), mask) == 3
     assert client.lookup(some_keys(wire.PROBES_MAX + 7), 1) == 3
+
+
+@pytest.mark.parametrize("same_use", [False, True])
+def test_a_touch_says_whether_that_use_was_told_before(
+    served: Served, client: ControlClient, monkeypatch: pytest.MonkeyPatch, same_use: bool
+) -> None:
+    told: list[bool] = []
+    touch = served.node.touch
+
+    def note(keys: Keys, mask: int, same_use: bool) -> int:
+        told.append(same_use)
+        return touch(keys, mask, same_use)
+
+    monkeypatch.setattr(served.node, "touch", note)
+    client.touch(some_keys(1), 1, same_use)
+    assert told == [same_use]
 
 
 def test_the_start_of_a_long_prompt_never_seems_older_than_its_end(

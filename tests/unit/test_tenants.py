@@ -77,6 +77,30 @@ def test_two_nodes_end_up_with_the_larger_epochs() -> None:
     assert one.epoch_of(ACME) == 2
 
 
+@pytest.mark.parametrize("count", [1, 2, 99])
+def test_what_has_changed_since_a_version_comes_in_the_order_of_change(count: int) -> None:
+    epochs = epochs_in(FaultyFiles())
+    names = [tenant_digest(str(number)) for number in range(4)]
+    for tenant in (*names, names[1], names[0]):
+        epochs.erase(tenant)
+    found, since = [], 2
+    while since < epochs.version:
+        news = epochs.news(since, count)
+        assert 0 < len(news.page) <= count
+        rows = zip(news.page.tenants, news.page.epochs.tolist(), strict=True)
+        found += [(tenant.tobytes(), epoch) for tenant, epoch in rows]
+        assert news.version > since
+        since = news.version
+    assert found == [(names[2], 1), (names[3], 1), (names[1], 2), (names[0], 2)]
+    assert len(epochs.news(epochs.version, count).page) == 0
+    again = epochs_in_order(epochs.news(0, 99).page)
+    assert again == [names[2], names[3], names[1], names[0]], "each once"
+
+
+def epochs_in_order(page: EpochPage) -> list[bytes]:
+    return [tenant.tobytes() for tenant in page.tenants]
+
+
 def test_an_erasure_that_is_not_durable_is_said_and_tried_again() -> None:
     files = FaultyFiles(fail_at=2)
     epochs = epochs_in(files)

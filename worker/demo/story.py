@@ -91,7 +91,9 @@ def tell(
         reader.flush()
         show.step("worker B, on the other node, answers the second question (warm)")
         first_warm = asker.ask(second, new_tokens)
-        wanted = asker.look_up(second).cells
+        # One token more, as the last of a prompt is never looked for.
+        contract = Prompt(second.tokens[: second.boundary + 1], second.boundary)
+        wanted = asker.look_up(contract).cells
         show.watch(
             "node 1 writes the contract to its disk, now that it was used twice",
             lambda: tier.cells_on_disk(0), wanted, DISK_PATIENCE_S,

@@ -117,19 +117,28 @@ def main() -> int:
         try:
             recovered = _recover(arguments)
         except StateError as refusal:
-            connected.sendall(no_opening(OpeningKind.REFUSED, str(refusal)).pack())
+            _say(connected, no_opening(OpeningKind.REFUSED, str(refusal)))
             return 0
         except OSError as fault:
             reason = f"the disk refuses the NVMe tier in {arguments.folder}: {fault}"
-            connected.sendall(no_opening(OpeningKind.FAILED, reason).pack())
+            _say(connected, no_opening(OpeningKind.FAILED, reason))
             return 0
         drive = Drive(recovered.slab, recovered.catalog, _arena(arguments.arena_folder).view)
-        connected.sendall(_opening(recovered).pack())
-        worker = Worker(drive, connected)
-        worker.start()
-        _serve(worker, connected, parent)
+        if _say(connected, _opening(recovered)):
+            worker = Worker(drive, connected)
+            worker.start()
+            _serve(worker, connected, parent)
     # Threads are in the middle of transfers: what was not answered is not promised.
     os._exit(0)
+
+
+def _say(connected: socket.socket, opening: Opening) -> bool:
+    """The first word; whether somebody listens: a node may end while its disk is opened."""
+    try:
+        connected.sendall(opening.pack())
+    except OSError:
+        return False
+    return True
 
 
 def _recover(arguments: argparse.Namespace) -> Recovered:

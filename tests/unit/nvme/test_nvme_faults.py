@@ -384,6 +384,38 @@ def test_a_cell_that_is_deleted_while_it_is_read_or_written_is_gone(world: NvmeW
     assert not {key_number(1), key_number(10)} & {key for key, _ in world.held()}
 
 
+def test_a_store_that_waits_for_room_does_not_outlive_its_delete(world: NvmeWorld) -> None:
+    for number in range(CELLS, SLOTS):
+        assert stored(world, number)
+    world.queue.is_eager = False
+    ticket = world.store(20)
+    world.take(world.tier.poll())
+    assert isinstance(ticket, int)
+    assert ticket not in world.results, "somebody has to leave first"
+    world.delete(20)
+    world.queue.is_eager = True
+    world.settle()
+    assert world.results[ticket] is Result.GONE
+    assert not world.holds(20)
+
+
+def test_a_kept_cell_that_is_deleted_is_wiped_when_it_is_let_go(world: NvmeWorld) -> None:
+    kept = world.find(1).slots
+    for _ in range(2):
+        world.tier.keep(kept)
+    ticket = world.delete(1)
+    world.settle()
+    assert ticket not in world.results
+    world.tier.let_go(kept)
+    world.settle()
+    assert ticket not in world.results, "kept twice"
+    world.tier.let_go(kept)
+    world.settle()
+    assert world.results[ticket] is Result.DELETED
+    for number in range(10, 10 + SLOTS):
+        assert stored(world, number), "its slot is free"
+
+
 def test_refusals_name_their_reason(world: NvmeWorld) -> None:
     world.queue.is_eager = False
     assert isinstance(world.store(10), int)

@@ -182,6 +182,30 @@ def test_hold_it_ends_with_its_parent(tmp_path: Path, stopped: bool) -> None:
         os.close(end)
 
 
+@pytest.mark.parametrize("opening", ["opened", "refused", "failed"])
+def test_it_ends_quietly_when_nobody_waits_for_its_opening(
+    node: Node, tmp_path: Path, opening: str
+) -> None:
+    node.tier.stop()
+    folder = tmp_path / SLAB_FILE if opening == "failed" else tmp_path
+    ours, theirs = socket.socketpair()
+    ours.close()
+    with theirs:
+        ended = subprocess.run(
+            [
+                sys.executable, "-m", "kvstore.tiers.nvme.worker", "--folder", str(folder),
+                "--arena-folder", str(node.settings.arena_folder),
+                "--node-id", "node-b" if opening == "refused" else "node-a",
+                "--extent-bytes", str(node.settings.extent_bytes),
+                "--extents", str(node.settings.extents),
+                "--cells-max", str(node.settings.cells_max),
+                "--parent", str(os.getpid()), "--socket", str(theirs.fileno()),
+            ],
+            cwd=ROOT, pass_fds=[theirs.fileno()], capture_output=True, check=False,
+        )  # fmt: skip
+    assert (ended.returncode, ended.stderr) == (0, b"")
+
+
 def test_another_nodes_files_are_refused_and_left_alone(node: Node) -> None:
     node.store(1)
     node.tier.stop()

@@ -32,6 +32,11 @@ class FakeFetched:
     by_source: dict[str, int]
 
 
+@dataclass(frozen=True)
+class FakeTaken:
+    complete: bool
+
+
 class MemoryTier:
     """Keeps blocks in a dict; behaves like a client whose node is always ``source``."""
 
@@ -40,7 +45,8 @@ class MemoryTier:
         self.source = source
         self.blocks: dict[bytes, list[bytes]] = {}
         self.shapes: dict[bytes, list[tuple[int, ...]]] = {}
-        self.touched: list[int] = []
+        self.touched: list[tuple[int, int]] = []
+        self.put_tails: list[tuple[int, ...]] = []
         self.put_from: list[int] = []
         self.loaded: list[tuple[int, ...]] = []
         self.lookups = 0
@@ -103,13 +109,14 @@ class MemoryTier:
         rows: KVRows,
         start: int = 0,
         boundaries: Sequence[int] = (),
-    ) -> None:
+    ) -> FakeTaken:
         if self.error is not None:
             raise self.error
         self.put_gate.wait(30)
         self.put_from.append(start)
+        self.put_tails.append(tuple(boundaries))
         if self.full:
-            return
+            return FakeTaken(False)
         chain = Chain.of(namespace, tokens, boundaries)
         spans = [(chain.keys[i].tobytes(), chain.block(i)) for i in range(chain.blocks)]
         spans += [(bytes(key), chain.tail(boundary)) for boundary, key in chain.tails.items()]
@@ -118,9 +125,10 @@ class MemoryTier:
                 views = [rows.rows(layer, span.start, span.stop) for layer in range(self.layers)]
                 self.blocks[key] = [view.tobytes() for view in views]
                 self.shapes[key] = [view.shape for view in views]
+        return FakeTaken(True)
 
-    def touch(self, plan: FakePlan) -> None:
-        self.touched.append(plan.tokens)
+    def touch(self, plan: FakePlan, start: int = 0) -> None:
+        self.touched.append((start, plan.tokens))
 
 
 class ArrayRows:

@@ -163,7 +163,7 @@ def test_only_what_the_tier_lacks_is_put_and_the_rest_is_touched(world: World) -
     world.connector.save(world.request(cache, tokens=longer), longer)
     world.connector.settle()
     assert world.tier.put_from == [0, 64]
-    assert world.tier.touched == [0, 64]
+    assert world.tier.touched == [(0, 0), (0, 64)]
     assert world.loaded(world.request(world.cache(), tokens=longer)).tokens == 96
 
 
@@ -284,10 +284,43 @@ def test_a_request_goes_on_in_the_epoch_in_which_it_began(world: World) -> None:
     assert world.loaded(world.request(world.cache())).tokens == 64
 
 
+def test_a_request_that_is_saved_twice_stays_in_its_epoch(world: World) -> None:
+    request = world.request(world.cache(seed=1))
+    world.connector.save(request, PROMPT[:50])
+    world.connector.settle()
+    world.tier.epoch = 1
+    world.connector.save(request, PROMPT)
+    world.connector.settle()
+    assert world.loaded(world.request(world.cache())).tokens == 0, "computed before the erasure"
+
+
+def test_what_a_request_has_offered_it_does_not_use_again(world: World) -> None:
+    longer: Tokens = np.arange(100, dtype=np.int32)
+    request = world.request(world.cache(seed=1), boundaries=(67, 99))
+    for tokens in (PROMPT, longer):
+        world.connector.save(request, tokens)
+        world.connector.settle()
+    assert world.tier.put_from == [0, 67]
+    assert world.tier.put_tails == [(67,), (99,)]
+    assert world.tier.touched == [(0, 0), (70, 67)]
+
+
+def test_what_the_tier_did_not_take_is_offered_whole_again(world: World) -> None:
+    request = world.request(world.cache(seed=1), boundaries=(67,))
+    world.tier.full = True
+    world.connector.save(request, PROMPT)
+    world.connector.settle()
+    world.tier.full = False
+    world.connector.save(request, PROMPT)
+    world.connector.settle()
+    assert world.tier.put_tails == [(67,), (67,)]
+    assert world.loaded(world.request(world.cache(), boundaries=(67,))).tokens == 67
+
+
 def test_of_requests_that_are_never_saved_only_so_many_are_remembered(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connector, "REQUESTS_MAX", 3)
     for _ in range(5):
         world.loaded(world.request(world.cache()))
-    assert len(world.connector._begun) == 3
+    assert len(world.connector._courses) == 3
