@@ -209,9 +209,17 @@ class ClusterRoutes:
                     self._peer(info.index)
 
     def _locate(self, keys: Keys, spans: npt.NDArray[np.uint64]) -> Located | StaleMap:
-        """Ask each span's first home, and its second where the first does not answer."""
+        """Ask one home of each span, and the other where that one does not answer.
+
+        The node that we are connected to anyway comes first where it is one of the two: it is
+        near, and fewer are asked.
+        """
         cluster_map = self.map
         homes = homes_of(spans, cluster_map)
+        entry = cluster_map.by_id(self._entry.identity.node_id)
+        if entry is not None:
+            far_first = homes[:, -1] == entry.index
+            homes[far_first] = homes[far_first, ::-1]
         rows: list[npt.NDArray[np.intp]] = [np.empty(0, np.intp)]
         parts = [Located.nothing(0)]
         pending = np.arange(len(keys))

@@ -64,7 +64,8 @@ def read(
     plan = whole.behind(start)
     if not plan.blocks:
         return Fetched(0, MappingProxyType(dict.fromkeys(SOURCES, 0)), start=start)
-    cut = CellRows(plan.namespace.grid, plan.cells, rows)
+    tokens = range(plan.start(0), int(plan.stops[-1]))
+    cut = CellRows(plan.namespace.grid, plan.cells, rows, tokens)
     delivered = np.full(plan.nodes.shape, ReadOutcome.FAILED, np.uint8)
     loaded = np.zeros(plan.nodes.shape, np.bool_)
     reading = _Reading(plan, cut, routes, workers, deadline, delivered, loaded)

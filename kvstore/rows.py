@@ -6,7 +6,6 @@ that runs one rank of a tensor-parallel group shows only its own heads.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -32,49 +31,40 @@ class KVRows(Protocol):
 
 
 class CellRows:
-    """Cuts one reader's (or writer's) rows into the leaves of its cells. For several threads."""
+    """Cuts one reader's (or writer's) rows into the leaves of its cells. For several threads.
 
-    def __init__(self, grid: Grid, cells: Sequence[Cell], rows: KVRows) -> None:
+    ``tokens`` is all that will be cut. The engine is asked for that once per layer: a prompt has
+    thousands of leaves, and each of them is then a slice and no more.
+    """
+
+    def __init__(self, grid: Grid, cells: Sequence[Cell], rows: KVRows, tokens: range) -> None:
         self._grid = grid
         self._rows = rows
+        self._tokens = tokens
         self._first_head = min(cell.heads.start for cell in cells)
         self._heads = max(cell.heads.stop for cell in cells) - self._first_head
-        self._seen = _Block(0, 0, {})
+        self._layers: dict[int, Leaf] = {}
 
     def leaves(self, cell: Cell, start: int, stop: int) -> tuple[Leaf, ...]:
         """The leaves of ``cell`` for the block of tokens ``[start, stop)``."""
-        first = cell.heads.start - self._first_head
-        last = cell.heads.stop - self._first_head
-        views = self._views(cell.layers, start, stop)
-        if last - first == self._heads:
-            return tuple(views)
-        return tuple(view[first:last] for view in views)
+        heads = slice(cell.heads.start - self._first_head, cell.heads.stop - self._first_head)
+        tokens = slice(start - self._tokens.start, stop - self._tokens.start)
+        return tuple(self._layer(layer)[heads, tokens] for layer in cell.layers)
 
-    def _views(self, layers: range, start: int, stop: int) -> list[Leaf]:
-        """All heads of some layers. A block's cells are cut one after the other, so the engine is
-        asked once for all of its head groups."""
-        block = self._seen
-        if (block.start, block.stop) != (start, stop):
-            block = self._seen = _Block(start, stop, {})
-        if layers not in block.views:
-            block.views[layers] = [self._layer(layer, start, stop) for layer in layers]
-        return block.views[layers]
-
-    def _layer(self, layer: int, start: int, stop: int) -> Leaf:
-        view = self._rows.rows(layer, start, stop)
-        expected = (self._heads, stop - start, self._grid.row_bytes[layer])
-        if view.shape != expected or view.dtype != _BYTE:
-            raise GeometryError(
-                f"rows of layer {layer}, tokens {start}:{stop} must be uint8 {list(expected)}, "
-                f"got {view.dtype} {list(view.shape)}"
-            )
+    def _layer(self, layer: int) -> Leaf:
+        """All heads and tokens of a layer. Two threads may ask the engine for it at once."""
+        view = self._layers.get(layer)
+        if view is None:
+            view = self._layers[layer] = self._shown(layer)
         return view
 
-
-@dataclass(frozen=True, slots=True)
-class _Block:
-    """What the engine has shown of the block that was asked for last, by layer range."""
-
-    start: int
-    stop: int
-    views: dict[range, list[Leaf]]
+    def _shown(self, layer: int) -> Leaf:
+        tokens = self._tokens
+        view = self._rows.rows(layer, tokens.start, tokens.stop)
+        expected = (self._heads, len(tokens), self._grid.row_bytes[layer])
+        if view.shape != expected or view.dtype != _BYTE:
+            raise GeometryError(
+                f"rows of layer {layer}, tokens {tokens.start}:{tokens.stop} must be uint8 "
+                f"{list(expected)}, got {view.dtype} {list(view.shape)}"
+            )
+        return view

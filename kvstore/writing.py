@@ -70,16 +70,20 @@ class _Batch:
     def key(self, row: int) -> bytes:
         return bytes(self.keys[row // len(self.cells)])
 
+    @property
+    def tokens(self) -> range:
+        return range(min(s.start for s in self.spans), max(s.stop for s in self.spans))
+
 
 def write(
     put: Put, rows: KVRows, access: NodeAccess, transport: Transport, deadline: Deadline
 ) -> list[Stored]:
     """Store the blocks of a put that are not there yet; one answer per call's worth of blocks."""
     answers = []
-    cut = CellRows(put.namespace.grid, put.namespace.grid.masked(put.mask), rows)
     if put.start:
         _touch(put, access)  # lest the blocks before ``start`` make way for those behind them
     for batch in _batches(put):
+        cut = CellRows(put.namespace.grid, batch.cells, rows, batch.tokens)
         try:
             _write_batch(put, batch, cut, access, transport, deadline)
         except UnavailableError as fault:

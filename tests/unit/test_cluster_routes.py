@@ -16,6 +16,7 @@ from kvstore.clock import ManualClock
 from kvstore.cluster_map import ClusterMap, NodeInfo
 from kvstore.cluster_routes import ClusterRoutes
 from kvstore.errors import UnavailableError
+from kvstore.holders import Located
 from kvstore.placement import homes
 from kvstore.plan import OWN_NODE
 from kvstore.rpc.client import ControlClient
@@ -67,6 +68,15 @@ def held(routes: ClusterRoutes, number: int) -> bool:
     table = routes.own_table()
     key = some_keys(1, first=number)
     return table is not None and bool(table.find(key, np.zeros(1, np.uint8)).held[0])
+
+
+def with_others(served: Served, address: str, *indexes: int) -> ClusterMap:
+    """A newer map of a node's, with others that are all at one address."""
+    others = [
+        NodeInfo(index, f"node-{index}", f"host-{index}", 3, address, address, f"/nowhere/{index}")
+        for index in indexes
+    ]
+    return ClusterMap(2, (served.bulletin.now.map.nodes[0], *others), tier_id="tier")
 
 
 @contextmanager
@@ -188,15 +198,30 @@ def test_first_contact_with_a_node_that_does_not_answer_is_short(folder: Path, a
     with ExitStack() as stack:
         address = stack.enter_context(away(folder / "b"))
         served = stack.enter_context(serving(folder / "a", 1, "tier"))
-        other = NodeInfo(2, "node-2", "host-2", 3, address, address, "/nowhere/2")
-        cluster_map = ClusterMap(2, (served.bulletin.now.map.nodes[0], other), tier_id="tier")
+        cluster_map = with_others(served, address, 2, 3)
         served.call(lambda: served.bulletin.post_map(cluster_map))
         routes = stack.enter_context(routes_to(served, "host-1", FOREVER_S))
-        span = next(s for s in range(64) if homes(s, cluster_map)[0] == 2)
+        span = next(s for s in range(64) if set(homes(s, cluster_map)) == {2, 3})
         found = routes.locate(some_keys(1), np.array([span], np.uint64))
-        assert not found.counts.any(), "the second home was asked"
-        with pytest.raises(UnavailableError, match="failed a moment ago"):
-            routes.access(2)
+        assert not found.counts.any()
+        for asked in (2, 3):
+            with pytest.raises(UnavailableError, match="failed a moment ago"):
+                routes.access(asked)
+
+
+def test_the_node_that_we_are_connected_to_is_asked_first(folder: Path) -> None:
+    with ExitStack() as stack:
+        served = stack.enter_context(serving(folder / "a", 1, "tier"))
+        cluster_map = with_others(served, "127.0.0.1:1", 2)
+        served.call(lambda: served.bulletin.post_map(cluster_map))
+        routes = stack.enter_context(routes_to(served, "host-1"))
+        eventually(lambda: routes.map.epoch == 2)
+        locate = stack.enter_context(mock.patch.object(ControlClient, "locate", autospec=True))
+        locate.return_value = Located.nothing(8)
+        spans = np.arange(8, dtype=np.uint64)
+        assert {homes(int(span), cluster_map)[0] for span in spans} == {1, 2}
+        routes.locate(some_keys(8), spans)
+        assert [call.args[0] for call in locate.call_args_list] == [routes.access(1)]
 
 
 @pytest.mark.parametrize("away", [unanswered, stuck])
