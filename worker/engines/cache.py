@@ -14,6 +14,7 @@ given positions and later a count, and whose ``get_max_cache_shape`` became ``ge
 Does not cover: which tokens the positions hold (see ``worker.engines.transformers``).
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -107,9 +108,7 @@ class InPlaceCache(Cache):
     def __init__(self, layout: Layout, capacity: int, dtype: torch.dtype, device: str) -> None:
         shape = (1, layout.kv_heads, capacity, layout.k_width + layout.v_width)
         # Zeroed by hand: lazily zeroed pages would be faulted in during the first request.
-        buffers = [
-            torch.empty(shape, dtype=dtype, device=device).zero_() for _ in range(layout.layers)
-        ]
+        buffers = [_memory(shape, dtype, device).zero_() for _ in range(layout.layers)]
         self._in_place = [InPlaceLayer(layout, buffer) for buffer in buffers]
         super().__init__(layers=list(self._in_place))
         self.bytes = [buffer[0].view(torch.uint8) for buffer in buffers]
@@ -123,3 +122,11 @@ class InPlaceCache(Cache):
     def rows(self, layer: int, start: int, stop: int) -> npt.NDArray[np.uint8]:
         """Bytes ``[heads, stop - start, row_bytes]`` of one layer, without copying (host only)."""
         return self._host[layer][:, start:stop]
+
+
+def _memory(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> torch.Tensor:
+    """On the host it is numpy's, which asks for huge pages: a prompt's rows are all over it."""
+    if device != "cpu":
+        return torch.empty(shape, dtype=dtype, device=device)
+    size_bytes = math.prod(shape) * dtype.itemsize
+    return torch.from_numpy(np.empty(size_bytes, np.uint8)).view(dtype).view(shape)
