@@ -4,7 +4,8 @@
     worker B, own node 2      answers the second question with the contract from node 1: warm;
                               used twice now, the contract is written to node 1's disk
     A and B in turns          once the disks rest: A from its own cache, the own hit, and B from
-                              the tier, its cache emptied and the question deleted, several times
+                              the tier, its cache emptied and the question deleted, several times,
+                              each right behind an answer to the first question
     worker C, no tier         answers it without any cache: cold, the reference
     node 1 is killed          B, its cache emptied, answers again: from scratch, and the same
     the machine "restarts"    everything is killed and the shared memory discarded; the tier is
@@ -22,7 +23,7 @@ from worker.demo.prompt import Prompt
 from worker.demo.tier import DemoTier
 from worker.demo.worker_process import WorkerAnswer, WorkerProcess
 
-ROUNDS = 5
+ROUNDS = 7
 """Odd, so that a median is one of the samples."""
 QUIET_S = 0.5
 """Without a write for so long, a disk is at rest."""
@@ -144,20 +145,26 @@ def _in_turns(
     new_tokens: int,
     show: Show,
 ) -> tuple[tuple[WorkerAnswer, ...], tuple[WorkerAnswer, ...]]:
-    """Own hits and warm answers to the second question, each begun while the disks rest."""
+    """Own hits and warm answers to the second question, while the disks rest.
+
+    Each comes right behind an answer to the first question, as under traffic: a processor that
+    has just been idle takes its time.
+    """
     first, second = prompts
     own_hits, warms = [], []
     words = f"A answers from its own cache (own hit), B from the tier (warm): {ROUNDS} times each"
     for _ in show.rounds(words, ROUNDS):
+        _rest_disks(tier, show)
         # Else it would still have the whole second question, and nothing to run.
         reader.ask(first, new_tokens=1)
         reader.flush()
-        _rest_disks(tier, show)
         own_hits.append(reader.ask(second, new_tokens))
         reader.flush()
-        asker.forget()
         asker.delete_question(second)  # else the tier would have it too by now
         _rest_disks(tier, show)
+        asker.forget()
+        asker.ask(first, new_tokens=1)
+        asker.forget()
         warms.append(asker.ask(second, new_tokens))
         asker.flush()
     return tuple(own_hits), tuple(warms)
