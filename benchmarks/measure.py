@@ -67,6 +67,13 @@ class Pairs:
         """Our time as a multiple of the limit's, by round."""
         return [ours / limit for ours, limit in zip(self.ours_s, self.limit_s, strict=True)]
 
+    @property
+    def cost_interval(self) -> tuple[float, float]:
+        """Where the median of the costs lies with 95 % confidence, whatever scatters them."""
+        ranked = sorted(self.costs)
+        left_out = max(0, int((len(ranked) - 1.96 * len(ranked) ** 0.5) / 2))
+        return ranked[left_out], ranked[-1 - left_out]
+
 
 def paired(ours: Timed, limit: Timed, rounds: Iterable[int]) -> Pairs:
     """Time both once per round, after one round of each that does not count."""

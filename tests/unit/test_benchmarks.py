@@ -7,6 +7,7 @@ compared with anything here.
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -94,6 +95,15 @@ def test_sides_of_a_pair_take_turns_in_going_first() -> None:
     assert order == ["limit", "ours", "limit", "ours", "ours", "limit"]
     assert pairs.costs == [2.0, 2.0]
     assert pairs.speeds == [0.5, 0.5]
+
+
+def test_the_interval_of_a_median_leaves_out_what_is_rare() -> None:
+    """Of 60 samples the 23rd and the 38th, by the binomial distribution."""
+    costs = tuple(float(cost) for cost in np.random.default_rng(1).permutation(60))
+    pairs = Pairs(ours_s=costs, limit_s=(1.0,) * 60, cpu_cost=1.0, others_cores=0.0)
+    assert pairs.cost_interval == (22.0, 37.0)
+    few = Pairs(ours_s=(3.0, 1.0, 2.0), limit_s=(1.0,) * 3, cpu_cost=1.0, others_cores=0.0)
+    assert few.cost_interval == (1.0, 3.0), "too few to leave any out"
 
 
 @pytest.mark.parametrize(
