@@ -62,6 +62,16 @@ class TailFirstLru:
         """Memory that the policy uses."""
         return self._order.nbytes
 
+    def stamp_of(self, slot: int) -> int:
+        """When a held slot was used last."""
+        return int(self._order[slot]) >> DEPTH_BITS
+
+    def used_since(self, stamp: int) -> npt.NDArray[np.uint32]:
+        """Held slots with this stamp or a newer one."""
+        stamps = self._order >> np.uint64(DEPTH_BITS)
+        held = np.flatnonzero((self._order != _ABSENT) & (stamps >= np.uint64(stamp)))
+        return held.astype(np.uint32)
+
     def remove(self, slot: int) -> None:
         """Forget a slot that was freed."""
         self._order[slot] = _ABSENT

@@ -51,14 +51,26 @@ class Departures(TailFirstLru):
         """Whether the cell is on the disk too."""
         return self.below is not None and self.below.holds(slot)
 
-    def unpinned(self) -> Iterator[int]:
-        """Slots to evict, first victim first; the caller may touch and remove between two."""
+    def unpinned(self, stamp: int) -> Iterator[int]:
+        """Slots to evict, first victim first; the caller may touch and remove between two.
+
+        They make room for an operation with this stamp, which loses none of its own: a prompt
+        that does not fit would else be eaten from the middle.
+        """
         for slot in self._expendable.victims():
             if not self.pins[slot] and self.is_below(slot):
                 yield slot
         for slot in self.victims():
+            if self.stamp_of(slot) >= stamp:
+                return
             if not self.pins[slot]:
                 yield slot
+
+    def staying(self, stamp: int) -> Slots:
+        """Slots that are not among ``unpinned``."""
+        own = self.used_since(stamp)
+        own = own[~self._expendable.among(own)]
+        return np.union1d(own, np.flatnonzero(self.pins).astype(np.uint32))
 
     def next_to_leave(self, count: int) -> Slots:
         """Of the ``count`` oldest those that may be written down, of a prompt the head first."""

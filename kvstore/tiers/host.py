@@ -160,7 +160,7 @@ class HostTier:
         wanted = offer.size_bytes(self._page_bytes).tolist()
         for row, (name, size) in enumerate(zip(offer.names(), wanted, strict=True)):
             fits = size <= self.stats.capacity_bytes
-            offset = self._allocate(size) if fits else Refusal.TOO_LARGE
+            offset = self._allocate(size, offer.stamp) if fits else Refusal.TOO_LARGE
             if isinstance(offset, Refusal):
                 refusals[row] = offset
                 continue
@@ -314,14 +314,14 @@ class HostTier:
             table.nbytes + self._policy.metadata_bytes() + self._vacancy.nbytes + self.checks.nbytes
         )
 
-    def _allocate(self, size: int) -> int | Refusal:
-        """A range of ``size`` bytes and a free slot record, evicting what it takes, or nothing."""
+    def _allocate(self, size: int, stamp: int) -> int | Refusal:
+        """A range of ``size`` bytes and a free slot record, evicting what is older, or nothing."""
         if (offset := self._vacancy.allocate(size)) is not None:
             return offset
         makes_room = False
-        for slot in self._policy.unpinned():
+        for slot in self._policy.unpinned(stamp):
             makes_room = makes_room or int(self.table.slots[slot]["size_bytes"]) >= size
-            if not makes_room and self._space.longest_stretch(self._in_use()) < size:
+            if not makes_room and self._space.longest_stretch(self._in_use(stamp)) < size:
                 break
             makes_room = True
             self._count_eviction(slot)
@@ -330,10 +330,10 @@ class HostTier:
                 return offset
         return Refusal.SHRUNK if self._space.longest_stretch(()) < size else Refusal.NO_ROOM
 
-    def _in_use(self) -> list[tuple[int, int]]:
-        """Start and length of what can't be evicted now."""
+    def _in_use(self, stamp: int) -> list[tuple[int, int]]:
+        """Start and length of what can't be evicted now, by an operation with this stamp."""
         return self._extents(
-            np.array([*self._reservations.slots(), *np.flatnonzero(self._pins)], np.intp)
+            np.array([*self._reservations.slots(), *self._policy.staying(stamp)], np.intp)
         )
 
     def _extents(self, slots: npt.NDArray[np.integer]) -> list[tuple[int, int]]:

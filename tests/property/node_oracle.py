@@ -120,9 +120,14 @@ class NodeOracle:
         taken = len(self.held) + len(self.withdrawn) + writing
         return taken < self.slots and "." * pages in free
 
-    def could_have_room(self, pages: int) -> bool:
+    def loose(self, stamp: int) -> list[Name]:
+        """Those that may be evicted for an operation with this stamp: it keeps its own."""
+        older = [name for name, cell in self.held.items() if cell.stamp < stamp]
+        return [name for name in older if not self.pinned(name)]
+
+    def could_have_room(self, pages: int, stamp: int) -> bool:
         """Whether evicting everything that may be evicted would make room."""
-        loose = [self.held[name] for name in self.held if not self.pinned(name)]
+        loose = [self.held[name] for name in self.loose(stamp)]
         pages_of = {cell.first_page + at for cell in loose for at in range(cell.pages)}
         free = "".join(
             "." if page is Page.FREE or at in pages_of else "#"
@@ -134,9 +139,9 @@ class NodeOracle:
         """Whether what was retired leaves no stretch of that many pages."""
         return "." * pages not in "".join("#" if p is Page.RETIRED else "." for p in self.pages)
 
-    def victims(self) -> list[Name]:
+    def victims(self, stamp: int) -> list[Name]:
         """Those that may be evicted next; several only where their order does not matter."""
-        loose = [name for name in self.held if not self.pinned(name)]
+        loose = self.loose(stamp)
         if not loose:
             return []
         oldest = min(self.held[name].rank() for name in loose)

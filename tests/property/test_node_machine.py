@@ -199,7 +199,7 @@ class NodeMachine(RuleBasedStateMachine):
                 assert outcome == CellOutcome.BUSY
             elif pages > CAPACITY_PAGES:
                 assert (outcome, refusal) == (CellOutcome.REFUSED, Refusal.TOO_LARGE)
-            elif self.makes_room(pages, removed):
+            elif self.makes_room(pages, put.stamp, removed):
                 assert outcome == CellOutcome.RESERVED, "nothing is refused while there is room"
                 self.reserved(session, new, reply, row, put.stamp)
             else:
@@ -207,11 +207,11 @@ class NodeMachine(RuleBasedStateMachine):
                 assert (outcome, refusal) == (CellOutcome.REFUSED, why)
         assert removed == [], "evicted without need"
 
-    def makes_room(self, pages: int, removed: list[Name]) -> bool:
-        if not self.oracle.has_room(pages) and not self.oracle.could_have_room(pages):
+    def makes_room(self, pages: int, stamp: int, removed: list[Name]) -> bool:
+        if not self.oracle.has_room(pages) and not self.oracle.could_have_room(pages, stamp):
             return False
         while not self.oracle.has_room(pages):
-            victims = self.oracle.victims()
+            victims = self.oracle.victims(stamp)
             assert removed, "should have evicted somebody"
             victim = removed.pop(0)
             assert victim in victims, "evicted out of order, or while leased"

@@ -140,6 +140,23 @@ def test_oldest_go_first_and_others_stay(world: World) -> None:
     ]  # fmt: skip
 
 
+def test_a_prompt_that_does_not_fit_loses_its_end_and_not_its_middle(world: World) -> None:
+    tier, stamp = world.tier, world.tier.next_stamp()
+    other = new_cell(100)
+    store(tier, other)
+    prompt = [new_cell(depth, depth=depth) for depth in range(10)]
+    for new in prompt[:3]:
+        store(tier, new, stamp)
+    stamp = tier.next_stamp()  # again, and more of it
+    found = tier.find(packed([new.key for new in prompt[:3]]), cells_of(0, 0, 0))
+    tier.touch(found.slots, stamp)
+    for new in prompt[3 : PAGES * PAGE // CELL]:
+        store(tier, new, stamp)
+    assert not holds(tier, other), "what is older makes way"
+    assert tier.reserve(prompt[-1], stamp) is Refusal.NO_ROOM
+    assert [holds(tier, new) for new in prompt] == [True] * 8 + [False] * 2
+
+
 def test_pinned_cells_stay_and_then_there_is_no_room(world: World) -> None:
     slots = [store(world.tier, new_cell(number)) for number in range(8)]
     world.tier.pin(slots)
