@@ -92,7 +92,7 @@ class Protection:
         arrived, numbers = slots[below.held], below.slots[below.held]
         self._keep(numbers)
         self._below[numbers] += self._above[arrived]
-        self._prolong(slots[:0], numbers, records["expires_ms"][arrived])
+        self._prolong(arrived, numbers, records["expires_ms"][arrived])
         self._above[arrived] = 0
         self._host.unpin(arrived.tolist())
         self._behind.want(slots[~below.held])

@@ -86,6 +86,18 @@ def test_a_held_cell_moves_to_the_disk_and_stays_there(world: LifeWorld) -> None
     assert not world.below(1)
 
 
+def test_held_cells_that_arrive_on_the_disk_together_stay_there(world: LifeWorld) -> None:
+    world.put(1, 2, 3, ttl_s=20)
+    world.hold(1, ttl_s=100)
+    world.pass_time(2)
+    world.hold(2, 3, ttl_s=100)
+    world.pass_time(2)
+    assert pins(world) == 0, "the disk keeps them now"
+    flood(world)
+    world.pass_time(20)
+    assert world.found(1, 2, 3) == [True] * 3
+
+
 def test_what_is_on_the_disk_already_is_held_there(world: LifeWorld) -> None:
     world.put_twice(1)
     assert world.hold(1).outcome is HoldOutcome.GRANTED
