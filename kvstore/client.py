@@ -37,7 +37,7 @@ from kvstore.entry import enter
 from kvstore.errors import UnavailableError, UsageError
 from kvstore.key import Chain, Keys
 from kvstore.namespace import Namespace
-from kvstore.plan import OWN_NODE, Fetched, Plan, Stored, merged
+from kvstore.plan import Fetched, Plan, Stored, merged
 from kvstore.retention import TTL_S_MAX
 from kvstore.routes import Routes
 from kvstore.rows import KVRows
@@ -318,7 +318,7 @@ class Samovar:
         self.close()
 
     def _epoch_of(self, namespace: Namespace) -> int:
-        return self._routes.access(OWN_NODE).life.epoch_of(tenant_digest(namespace.tenant))
+        return self._routes.epoch_of(tenant_digest(namespace.tenant))
 
     def _is_erased(self, namespace: Namespace) -> bool:
         """Whether its tenant was erased since."""

@@ -138,6 +138,11 @@ class ClusterRoutes:
             return Located.nothing(len(keys))
         return found.without(self._hidden(found))
 
+    def epoch_of(self, tenant: bytes) -> int:
+        """The own node may be left out of the map: then it hears of no erasure, others do."""
+        told = [peer.control.told_epoch_of(tenant) for peer in list(self._peers.values())]
+        return max([self._entry.life.epoch_of(tenant), *told])
+
     def access(self, node: int) -> NodeAccess:
         if node == OWN_NODE or self._is_entry(node):
             return self._entry

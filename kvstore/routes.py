@@ -57,6 +57,10 @@ class Routes(Protocol):
         """Whether it is the own node, by whichever of its two names."""
         ...
 
+    def epoch_of(self, tenant: bytes) -> int:
+        """A tenant's epoch, as far as any node has told; asks nobody."""
+        ...
+
     def access(self, node: int) -> NodeAccess:
         """The control side of a node; raises ``UnavailableError`` while it is not usable."""
         ...
@@ -102,6 +106,9 @@ class OneNode:
 
     def is_own(self, node: int) -> bool:
         return node == OWN_NODE
+
+    def epoch_of(self, tenant: bytes) -> int:
+        return self._access.life.epoch_of(tenant)
 
     def access(self, node: int) -> NodeAccess:
         if node != OWN_NODE:

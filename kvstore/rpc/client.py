@@ -118,6 +118,10 @@ class ControlClient:
         """Indexes of nodes that do not answer, as far as this node knows."""
         return self._session.unreachable
 
+    def told_epoch_of(self, tenant: bytes) -> int:
+        """A tenant's epoch, as far as this node has told; never waits."""
+        return self._session.told_epoch_of(tenant)
+
     def lost_s(self) -> float:
         """For how many seconds there has been no session, 0 while there is one."""
         return self._session.lost_s()

@@ -89,6 +89,10 @@ class SessionThread:
     def epoch_of(self, tenant: bytes) -> int:
         """A tenant's epoch, as far as any session has told. Waits as ``link`` does."""
         self._tried.wait(self._contact_s)
+        return self.told_epoch_of(tenant)
+
+    def told_epoch_of(self, tenant: bytes) -> int:
+        """``epoch_of``, without waiting."""
         return self._epochs.get(tenant, 0)
 
     def lost_s(self) -> float:
