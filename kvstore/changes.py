@@ -12,6 +12,7 @@ Does not cover: who is told (``kvstore.announce``) and what they remember (``kvs
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -60,6 +61,7 @@ class Changes:
         return len(self.keys)
 
     @classmethod
+    @cache
     def empty(cls) -> "Changes":
         """No changes."""
         return cls(

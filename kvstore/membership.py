@@ -202,7 +202,8 @@ class Membership:
         events = []
         for index, peer in sorted(self._peers.items()):
             votes = sum(now_s - at_s < VOTE_LIFE_S for at_s in peer.votes.values())
-            agreed = votes + peer.suspected >= self._needed(index)
+            agreed = bool(votes or peer.suspected)
+            agreed = agreed and votes + peer.suspected >= self._needed(index)
             silent = now_s - peer.heard_s >= SUSPECT_AFTER_S
             if agreed and silent and not peer.unreachable:
                 peer.unreachable = True

@@ -162,7 +162,8 @@ class Neighbourhood:
             announcer.check()
         for home in announcer.homes:
             task = self._announcing.get(home.index)
-            if task is None or task.done():
+            idle = task is None or task.done()
+            if idle and announcer.message_for(home.index) is not None:
                 self._announcing[home.index] = self._tasks.spawn(self._announce(home.index))
 
     async def close(self) -> None:

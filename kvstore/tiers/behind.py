@@ -157,6 +157,8 @@ class Behind:
         if self._nvme.phase is Phase.OPEN:
             lower = self._nvme.drain_changes()
             changes = joined(changes, lower, self._held_above, self._held_below)
+        if not changes:
+            return Changes.empty()
         return Changes(
             keys=as_keys(b"".join(change.key for change in changes)),
             cells=np.array([change.cell for change in changes], np.uint8),

@@ -150,6 +150,8 @@ class WriteBehind:
 
     def _used_again(self) -> list[_Due]:
         """Some of those that were used again, and are not on the disk yet."""
+        if not self._wanted:
+            return []
         seen = np.array(list(self._wanted)[:WANTED_SEEN], np.uint32)
         records = self._host.table.slots
         is_held = records["state"][seen] == SlotState.COMMITTED

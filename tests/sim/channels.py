@@ -19,9 +19,10 @@ from tests.sim.scheduler import Process, close_quietly, current
 
 PING_S = 1.0
 PONG_S = 2.0
-ONCE = ("Reserve", "Acquire", "Delete")
-"""gRPC never doubles a request by itself. These would cost the doubled one's reservation or lease
-until its session ends; all others may come twice, from callers that try again."""
+ONCE = ("Reserve", "Acquire", "Delete", "Erase", "Hold")
+"""gRPC never doubles a request by itself. Doubled, these would cost a reservation or a lease until
+its session ends, an epoch, or a promise that is over already; all others may come twice, from
+callers that try again."""
 
 
 class SimRpcError(grpc.RpcError, grpc.Call):
@@ -159,8 +160,7 @@ class AsyncChannel:
     ) -> Callable[..., Any]:
         async def call(request: Any, timeout: float | None = None, metadata: object = None) -> Any:
             answer = _send(self._network, self._process, self._address, path, request, timeout)
-            await asyncio.wait([answer], timeout=timeout)
-            if not answer.done():
+            if not await self._is_done(answer, timeout):
                 raise _late(self._address)
             try:
                 return response_deserializer(answer.result())
@@ -171,6 +171,24 @@ class AsyncChannel:
 
     unary_stream = BlockingChannel.unary_stream
     stream_stream = BlockingChannel.unary_stream
+
+    async def _is_done(self, answer: asyncio.Future[bytes], timeout_s: float | None) -> bool:
+        """``asyncio.wait`` for one."""
+        woken = self._process.create_future()
+
+        def wake(_: object = None) -> None:
+            if not woken.done():
+                woken.set_result(None)
+
+        answer.add_done_callback(wake)
+        timer = None if timeout_s is None else self._process.call_later(timeout_s, wake)
+        try:
+            await woken
+        finally:
+            if timer is not None:
+                timer.cancel()
+            answer.remove_done_callback(wake)
+        return answer.done()
 
     async def close(self) -> None:
         return

@@ -14,10 +14,10 @@ from kvstore.client import Samovar
 from kvstore.config import ClientConfig
 from kvstore.errors import UnavailableError
 from kvstore.rpc.wire import CALL_DEADLINE_S
-from tests.sim.edges import Surroundings
 from tests.sim.graves import Graves
+from tests.sim.keeper import Keeper, KeptWorld
 from tests.sim.memory import MachineClock
-from tests.sim.prompts import Prompt, Rows, blocks_of, delivered, keys_behind
+from tests.sim.prompts import Prompt, Rows, delivered, keys_behind
 from tests.sim.scheduler import Process, current
 
 Answer = TypeVar("Answer")
@@ -28,21 +28,25 @@ PERSISTENT_READS = 8
 GET_DEADLINES_S = (0.3, 1.0, 5.0)
 DELETE_DEADLINE_S = 10.0
 TTLS_S = (0, 0, 0, 0, 2, 4)
+ALL_SESSIONS_S = 1.0
+"""After that a client has sessions with all nodes that answer."""
+KEEPING = 0.25
+"""Of what a client does where it holds and erases."""
 HEADS_OF_MASK = {1: slice(0, 1), 2: slice(1, 2), 3: slice(0, 2)}
 
 
-class Workload(Surroundings, Protocol):
+class Workload(KeptWorld, Protocol):
     """What clients need of a world."""
 
     prompts: list[Prompt]
     given_up: set[int]
     graves: Graves
     deletes: float
+    keeps: bool
+    """Whether clients hold prompts, and erase tenants."""
     calm: bool
 
     def entry(self, machine: str) -> str: ...
-
-    def node_count(self) -> int: ...
 
 
 class SimClient:
@@ -56,6 +60,8 @@ class SimClient:
         self._clock = clock
         self._random = world.scheduler.random
         self._address = ""
+        self._connected_s = 0.0
+        self._keeper = Keeper(world, process, self._timed)
 
     def start(self) -> None:
         """Begin to work; idle, but connected, when the world is calm."""
@@ -78,6 +84,7 @@ class SimClient:
     def connect(self) -> Samovar | None:
         """A connection to the own machine's node, or to another one."""
         self._address = self._world.entry(self.process.machine)
+        self._connected_s = self._world.scheduler.now_s
         config = ClientConfig(address=(self._address,), host_id=self.process.machine)
         try:
             return self._timed(
@@ -94,7 +101,8 @@ class SimClient:
         """
         tier, heads = self.tier, HEADS_OF_MASK[mask]
         assert tier is not None
-        dead = self._world.graves.read_begins(key for key, _, _ in blocks_of(prompt))
+        dead = self._world.graves.read_begins(key for key, _, _ in prompt.blocks)
+        erased = self._is_erased(prompt)
         homes_s = CALL_DEADLINE_S * (2 * self._world.node_count() + 1)
         plan = self._timed(
             "look-up", homes_s,
@@ -111,6 +119,8 @@ class SimClient:
             self._sleep(0.1)
         if not np.array_equal(rows.kv[:, heads, :stop], prompt.kv[:, heads, :stop]):
             self._world.scheduler.fault(f"{self.process.name} got wrong bytes of {prompt.number}")
+        if erased and (plan.tokens or stop):
+            self._world.scheduler.fault(f"{self.process.name} found what was erased")
         risen = self._world.graves.risen(dead, delivered(prompt, stop))
         if risen:
             self._world.scheduler.fault(f"{self.process.name} got deleted {risen[0].hex()[:8]}")
@@ -124,6 +134,7 @@ class SimClient:
         rows = Rows(prompt.kv, HEADS_OF_MASK[mask])
         keys = keys_behind(prompt, start)
         self._world.graves.put_begins(keys)
+        erased = self._is_erased(prompt)
         stored = self._timed(
             "put", PUT_DEADLINE_S + 4 * CALL_DEADLINE_S,
             lambda: tier.put(
@@ -131,6 +142,8 @@ class SimClient:
             ),
         )  # fmt: skip
         self._world.graves.put_ends(keys)
+        if erased and (stored.stored or stored.present):
+            self._world.scheduler.fault(f"{self.process.name} stored for a tenant that was erased")
         self._say(
             f"put {prompt.number} of {stored.blocks}: stored {stored.stored} "
             f"present {stored.present} {dict(stored.reasons)}"
@@ -141,6 +154,7 @@ class SimClient:
         tier, graves = self.tier, self._world.graves
         assert tier is not None
         dug = graves.delete_begins(keys_behind(prompt, start))
+        self._world.vows.delete(keys_behind(prompt, start))
         try:
             deleted = self._timed(
                 "delete", DELETE_DEADLINE_S,
@@ -151,6 +165,11 @@ class SimClient:
             return
         graves.delete_ends(dug, not deleted.pending, True)
         self._say(f"delete {prompt.number} of {deleted.blocks}: pending {deleted.pending}")
+
+    def erase(self, tenant: str) -> None:
+        """Have all that a tenant has stored out of reach."""
+        assert self.tier is not None
+        self._keeper.erase(self.tier, tenant)
 
     def _live(self) -> None:
         while not self._world.calm:
@@ -168,6 +187,13 @@ class SimClient:
             self.tier = self.connect()
             return
         prompt = self._random.choice(self._world.prompts)
+        if self._world.keeps:
+            prompt = self._keeper.edition(self.tier, prompt, self._random)
+            if self._random.random() < KEEPING:
+                if self._random.random() < 0.5:
+                    self.put(prompt, 3, 0, self._random.choice(TTLS_S))  # something to keep
+                self._keeper.keep(self.tier, prompt, self._random)
+                return
         mask = self._random.choice([1, 2, 3, 3, 3])
         choice = self._random.random()
         if self._random.random() < self._world.deletes:
@@ -179,6 +205,15 @@ class SimClient:
             self.put(prompt, mask, start, self._random.choice(TTLS_S))
         else:
             self.get(prompt, mask, self._random.choice(GET_DEADLINES_S))
+
+    def _is_erased(self, prompt: Prompt) -> bool:
+        """Whether it is of an epoch that everybody knows to be over.
+
+        Where the own node is left out of the map, it is the others' sessions that say so.
+        """
+        namespace, now_s = prompt.namespace, self._world.scheduler.now_s
+        is_known = namespace.tenant_epoch < self._world.epochs.known(namespace.tenant)
+        return is_known and now_s - self._connected_s > ALL_SESSIONS_S
 
     def _timed(self, what: str, within_s: float, operation: Callable[[], Answer]) -> Answer:
         """An operation, which must end in time; time in which it was stopped does not count."""

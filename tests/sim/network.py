@@ -80,7 +80,7 @@ class Network:
         random, weather = self.scheduler.random, self.weather
         if source == target:
             return [] if source in self.down else [random.uniform(0.0001, 0.0005)]
-        if {source, target} & self.down or (source, target) in self.cut:
+        if source in self.down or target in self.down or (source, target) in self.cut:
             return []
         if random.random() < weather.loss:
             return []

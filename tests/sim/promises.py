@@ -17,7 +17,7 @@ from kvstore.changes import as_words
 from kvstore.placement import homes_of
 from kvstore.table import SlotState
 from tests.sim.disk_promises import check_disk, disk_pending, readable_on_disk
-from tests.sim.prompts import BLOCK_TOKENS, GRID, Prompt, blocks_of
+from tests.sim.prompts import BLOCK_TOKENS, GRID, Prompt
 from tests.sim.storage import StorageNode
 
 Name = tuple[bytes, int]
@@ -29,7 +29,7 @@ def right_payloads(prompts: Iterable[Prompt]) -> dict[Name, bytes]:
     """All cells of all prompts, tails too."""
     found = {}
     for prompt in prompts:
-        for key, start, stop in blocks_of(prompt):
+        for key, start, stop in prompt.blocks:
             for cell in GRID.cells:
                 part = prompt.kv[
                     cell.layers.start : cell.layers.stop,
@@ -99,6 +99,8 @@ def unsettled(nodes: Sequence[StorageNode | None], sessions: int) -> list[str]:
         left.append(f"{found} sessions for {sessions} connections")
     if len({node.node.life.burials.digest() for node in alive}) > 1:
         left.append("not everybody has heard of every delete")
+    if len({node.node.life.tenants.digest() for node in alive}) > 1:
+        left.append("not everybody has heard of every erasure")
     left += [f"{node.process.name} is sealed" for node in alive if node.node.life.is_sealed]
     return [*left, *_directory(alive)]
 
@@ -189,7 +191,7 @@ def readable(
     for prompt in prompts:
         whole = {
             (start, stop)
-            for key, start, stop in blocks_of(prompt)
+            for key, start, stop in prompt.blocks
             if all((key, cell.index) in there for cell in GRID.cells)
         }
         tokens = 0

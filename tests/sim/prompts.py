@@ -5,7 +5,7 @@ prompts share prefixes, end inside blocks, and live in two namespaces. No bounda
 first 16 tokens: a shorter tail is found only by prompts that have those in common, too.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from random import Random
 
@@ -24,6 +24,8 @@ NAMESPACES = tuple(
     Namespace("weights", "form", "float32", "gqa", GRID, tenant=tenant) for tenant in ("a", "b")
 )
 KV = npt.NDArray[np.uint8]
+Block = tuple[bytes, int, int]
+"""Key, first token and end."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,21 @@ class Prompt:
         places = np.arange(LAYERS * HEADS, dtype=np.uint64).reshape(LAYERS, HEADS, 1)
         words = mix64(np.array(named, np.uint64) ^ (places << np.uint64(32)))
         return np.ascontiguousarray(words).view(np.uint8).reshape(LAYERS, HEADS, -1, ROW_BYTES)
+
+    def edition(self, epoch: int) -> "Prompt":
+        """The same text after its tenant was erased so often."""
+        return replace(self, namespace=replace(self.namespace, tenant_epoch=epoch))
+
+    @cached_property
+    def blocks(self) -> tuple[Block, ...]:
+        """All its blocks, full ones first."""
+        chain = Chain.of(self.namespace, self.tokens, self.boundaries)
+        spans = [chain.block(index) for index in range(chain.blocks)]
+        keys = [bytes(key) for key in chain.keys]
+        spans += [chain.tail(boundary) for boundary in chain.tails]
+        keys += [bytes(key) for key in chain.tails.values()]
+        named = zip(keys, spans, strict=True)
+        return tuple((key, span.start, span.stop) for key, span in named)
 
 
 class Rows:
@@ -79,25 +96,15 @@ def prompts_of(random: Random, count: int) -> list[Prompt]:
     return found
 
 
-def blocks_of(prompt: Prompt) -> list[tuple[bytes, int, int]]:
-    """Key, first token and end of each block, full blocks first."""
-    chain = Chain.of(prompt.namespace, prompt.tokens, prompt.boundaries)
-    spans = [chain.block(index) for index in range(chain.blocks)]
-    keys = [bytes(key) for key in chain.keys]
-    spans += [chain.tail(boundary) for boundary in chain.tails]
-    keys += [bytes(key) for key in chain.tails.values()]
-    return [(key, span.start, span.stop) for key, span in zip(keys, spans, strict=True)]
-
-
 def keys_behind(prompt: Prompt, start: int) -> list[bytes]:
     """The blocks that a put or a delete from ``start`` on is about: full ones and all tails."""
     first = start - start % BLOCK_TOKENS
-    return [k for k, begin, end in blocks_of(prompt) if end % BLOCK_TOKENS or begin >= first]
+    return [k for k, begin, end in prompt.blocks if end % BLOCK_TOKENS or begin >= first]
 
 
 def delivered(prompt: Prompt, stop: int) -> list[bytes]:
     """The blocks that a read up to ``stop`` has certainly read."""
-    spans = blocks_of(prompt)
+    spans = prompt.blocks
     whole = [key for key, _, end in spans if end <= stop and not end % BLOCK_TOKENS]
     # The last token is never read: the block that ends there is cut by one.
     ends = {stop, len(prompt.tokens)} if stop == len(prompt.tokens) - 1 else {stop}

@@ -1,6 +1,7 @@
 """Simulated time: one queue of events, one seed, and processes that can stop, stall and die.
 
     Scheduler   what happens next, in simulated time; every choice is drawn from one seed
+    Event       something to be done at its time, unless it is cancelled
     Process     an asyncio event loop on it: the real coroutines of a storage node run there
     Strand      blocking code (a client) as a coroutine: a thread that runs only while the
                 scheduler waits for it, and hands back where it would block
@@ -64,22 +65,37 @@ class Scheduler:
         self.processes: list[Process] = []
         self.faults: list[str] = []
         self.over = False
-        self._queue: list[tuple[float, int, Process, asyncio.TimerHandle]] = []
+        self._queue: list[tuple[float, int, Process, Event]] = []
         self._numbers = itertools.count()
 
-    def put(self, process: "Process", handle: asyncio.TimerHandle) -> None:
+    def put(self, when_s: float, process: "Process", event: "Event") -> None:
         """Queue an event; equal times are taken in the order in which they came."""
-        entry = (max(handle.when(), self.now_s), next(self._numbers), process, handle)
+        now_s = self.now_s
+        entry = (when_s if when_s > now_s else now_s, next(self._numbers), process, event)
         heapq.heappush(self._queue, entry)
 
     def run_until(self, stop_s: float) -> None:
         """Let time pass; raises ``SimulationFailure`` when something went wrong on the way."""
-        while self._queue and self._queue[0][0] <= stop_s:
-            when_s, _, process, handle = heapq.heappop(self._queue)
-            self.now_s = when_s
-            process.take(handle)
-            if self.faults:
-                raise SimulationFailure("\n".join(self.faults))
+        queue, running = self._queue, None
+        try:
+            while queue and queue[0][0] <= stop_s:
+                self.now_s, _, process, event = heapq.heappop(queue)
+                if event.is_cancelled or not process.alive:
+                    continue
+                if process.paused:
+                    process.keep(event)
+                    continue
+                if process is not running:
+                    running = process
+                    asyncio._set_running_loop(process.loop)
+                try:
+                    event.callback(*event.args)
+                except Exception as error:
+                    self.fault(f"{process.name} raised {error!r}")
+                if self.faults:
+                    raise SimulationFailure("\n".join(self.faults))
+        finally:
+            asyncio._set_running_loop(None)
         self.now_s = stop_s
 
     def say(self, who: str, what: str) -> None:
@@ -99,6 +115,22 @@ class Scheduler:
             process.end()
 
 
+class Event:
+    """Something that a process does at its time, unless it was cancelled: asyncio's own handles
+    cost three times as much, and there are thousands in a world."""
+
+    __slots__ = ("args", "callback", "is_cancelled")
+
+    def __init__(self, callback: Callable[..., object], args: tuple[Any, ...]) -> None:
+        self.callback = callback
+        self.args = args
+        self.is_cancelled = False
+
+    def cancel(self) -> None:
+        """It is passed over when its time has come."""
+        self.is_cancelled = True
+
+
 class Process:
     """One simulated process, on ``machine``. For asyncio it is an event loop."""
 
@@ -111,9 +143,9 @@ class Process:
         self.paused_s = 0.0
         self.strands: list[Strand] = []
         self.at_death: list[Callable[[], None]] = []
-        self._loop = cast(asyncio.AbstractEventLoop, self)
+        self.loop = cast(asyncio.AbstractEventLoop, self)
         self._tasks: list[asyncio.Task[Any]] = []
-        self._kept: list[asyncio.TimerHandle] = []
+        self._kept: list[Event] = []
         self._paused_at_s = 0.0
         scheduler.processes.append(self)
 
@@ -132,10 +164,10 @@ class Process:
         return True
 
     def create_future(self) -> asyncio.Future[Any]:
-        return asyncio.Future(loop=self._loop)
+        return asyncio.Future(loop=self.loop)
 
     def create_task(self, coro: Any, **options: Any) -> asyncio.Task[Any]:
-        task: asyncio.Task[Any] = asyncio.Task(coro, loop=self._loop, **options)
+        task: asyncio.Task[Any] = asyncio.Task(coro, loop=self.loop, **options)
         self._tasks.append(task)
         if len(self._tasks) > 256:
             self._tasks = [one for one in self._tasks if not one.done()]
@@ -143,45 +175,35 @@ class Process:
 
     def call_soon(
         self, callback: Callable[..., object], *args: Any, context: Context | None = None
-    ) -> asyncio.TimerHandle:
-        return self.call_at(self.scheduler.now_s, callback, *args, context=context)
+    ) -> Event:
+        event = Event(callback, args)
+        self.scheduler.put(self.scheduler.now_s, self, event)
+        return event
 
     def call_later(
         self, delay: float, callback: Callable[..., object], *args: Any,
         context: Context | None = None,
-    ) -> asyncio.TimerHandle:  # fmt: skip
-        return self.call_at(self.scheduler.now_s + delay, callback, *args, context=context)
+    ) -> Event:  # fmt: skip
+        event = Event(callback, args)
+        self.scheduler.put(self.scheduler.now_s + delay, self, event)
+        return event
 
     def call_at(
         self, when: float, callback: Callable[..., object], *args: Any,
         context: Context | None = None,
-    ) -> asyncio.TimerHandle:  # fmt: skip
-        handle = asyncio.TimerHandle(when, callback, args, self._loop, context)
-        self.scheduler.put(self, handle)
-        return handle
+    ) -> Event:  # fmt: skip
+        event = Event(callback, args)
+        self.scheduler.put(when, self, event)
+        return event
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
-        # Futures that nobody asked for their exception are normal where processes die.
-        if "handle" in context:
-            self.scheduler.fault(f"{self.name} raised {context['exception']!r}")
-
-    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
-        """A cancelled event is passed over when its time has come."""
+        """Futures that nobody asked for their exception are normal where processes die."""
 
     # Life and death.
 
-    def take(self, handle: asyncio.TimerHandle) -> None:
-        """Run an event, keep it while paused, forget it when dead."""
-        if not self.alive or handle.cancelled():
-            return
-        if self.paused:
-            self._kept.append(handle)
-            return
-        asyncio._set_running_loop(self._loop)
-        try:
-            handle._run()
-        finally:
-            asyncio._set_running_loop(None)
+    def keep(self, event: Event) -> None:
+        """For when it goes on."""
+        self._kept.append(event)
 
     def every(self, interval_s: float, step: Callable[[], object]) -> None:
         """Call ``step`` again and again, a little late each time as real loops are."""
@@ -211,8 +233,8 @@ class Process:
             self.paused = False
             self.paused_s += self.scheduler.now_s - self._paused_at_s
             kept, self._kept = self._kept, []
-            for handle in kept:
-                self.scheduler.put(self, handle)
+            for event in kept:
+                self.scheduler.put(self.scheduler.now_s, self, event)
 
     def kill(self) -> None:
         """SIGKILL: what was on its way to others is on its way, nothing else happens here."""

@@ -35,6 +35,8 @@ from tests.sim.scheduler import Process, Scheduler
 TICK_S = 0.12
 BEAT_S = 0.12
 ANNOUNCE_S = 0.2
+HOLD_SHARE = 0.4
+"""Of an arena, for one tenant: the arenas here are small."""
 ARENA_FOLDER = Path("/arena")
 FOLDER = Path("/node")
 
@@ -117,7 +119,10 @@ class StorageNode:
         mapped = watched_in(world).map(machine.fs, ARENA_FOLDER)
         behind = self._behind(world, tier, mapped)
         lasting = Lasting(machine.disk.files, FOLDER)
-        self.node = Node(identity, tier, machine.clock, behind=behind, lasting=lasting)
+        hold_bytes = int(HOLD_SHARE * machine.arena_bytes)
+        self.node = Node(
+            identity, tier, machine.clock, behind=behind, lasting=lasting, hold_bytes=hold_bytes
+        )
         self.directory = Directory()
         self.bulletin = Bulletin(ClusterMap(0, ()))
         self.neighbourhood = Neighbourhood(

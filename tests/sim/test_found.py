@@ -111,6 +111,32 @@ def test_a_node_that_the_map_leaves_out_shows_nothing_of_what_was_deleted() -> N
     world.play(scene)
 
 
+def test_clients_of_a_node_that_the_map_leaves_out_hear_of_an_erasure_from_others() -> None:
+    world = World(4, machines=2)
+    prompt = max(world.prompts, key=lambda one: len(one.tokens))
+
+    found: list[int] = []
+
+    def read(client: SimClient) -> None:
+        found.append(client.get(prompt, 3, 1.0))
+
+    def scene() -> None:
+        world.act("m0", partial(SimClient.put, prompt=prompt, mask=3, start=0, ttl_s=0))
+        world.act("m1", read)
+        early = world.clients[-1]
+        world.start_coordinator([0])
+        world.scheduler.run_until(world.scheduler.now_s + 3.0)
+        world.act("m0", lambda client: client.erase(prompt.namespace.tenant))
+        world.act("m1", lambda client: None)
+        late = world.clients[-1]
+        for client in (early, late):
+            client.process.start("read", partial(read, client))
+        world.scheduler.run_until(world.scheduler.now_s + 3.0)
+        assert found == [len(prompt.tokens) - 1, 0, 0]
+
+    world.play(scene)
+
+
 def test_a_tier_that_lost_its_memory_has_it_back_when_there_is_some() -> None:
     world = World(5, machines=1)
     machine, prompt = world.machines[0], world.prompts[0]
@@ -129,7 +155,7 @@ def test_a_tier_that_lost_its_memory_has_it_back_when_there_is_some() -> None:
         assert readable_on_disk(node)
         machine.fs.full = True
         tier, slots, number = node.node.tier, [], 0
-        while not isinstance(slot := tier.reserve(new_cell(number), 1), Refusal):
+        while not isinstance(slot := tier.reserve(new_cell(number), tier.next_stamp()), Refusal):
             slots.append(slot)
             number += 1
         for slot in slots:  # the writers are lost, each of them

@@ -12,12 +12,14 @@ from typing import Protocol
 from kvstore.block import HEADER_BYTES
 from tests.sim.clients import SimClient
 from tests.sim.coordination import HEAD
-from tests.sim.disks import MachineDisk
+from tests.sim.disks import MachineDisk, name_of
 from tests.sim.edges import Surroundings
+from tests.sim.epochs import Epochs
 from tests.sim.graves import Graves
 from tests.sim.network import Weather
 from tests.sim.scheduler import Process
 from tests.sim.storage import Machine, StorageNode
+from tests.sim.vows import Vows
 
 HOUR_MS = 3_600_000
 
@@ -30,6 +32,8 @@ class Troubled(Surroundings, Protocol):
     coordinator: Process
     flipped: set[tuple[str, int]]
     graves: Graves
+    vows: Vows
+    epochs: Epochs
 
     def node(self, index: int) -> StorageNode | None: ...
 
@@ -166,6 +170,7 @@ class Trouble:
         network = self._world.network
         if machine.up:
             machine.lose_power(network)
+            self._world.vows.lose(machine.index)
 
             def boot() -> None:
                 if not machine.up:
@@ -225,6 +230,7 @@ class Trouble:
                 record = held[self._random.randrange(len(held))]
                 bit = self._random.choice([self._random.randrange(8 * 80), -1, -8 * 101])
                 node.machine.disk.rot(record, bit)
+                self._world.vows.damage(name_of(record))
 
     def _lose_catalog(self) -> None:
         process = self._disk_process()
@@ -239,6 +245,7 @@ class Trouble:
         if not machine.up:
             machine.disk.replace()
             self._world.graves.disk_lost()
+            self._world.epochs.disk_lost()
 
     def _kill_client(self) -> None:
         if self._world.clients:
@@ -264,6 +271,7 @@ class Trouble:
     def _set_clock(self) -> None:
         step_ms = self._random.choice([-HOUR_MS, -3_000, 1_500, 3_000, HOUR_MS])
         self._machine().clock.wall_offset_ms += step_ms
+        self._world.vows.forget()
 
     def _flip(self) -> None:
         """One bit of a held cell's header or payload."""
@@ -311,4 +319,6 @@ def flip_bit(world: Troubled, node: StorageNode, slot: int, at: int) -> None:
     length = HEADER_BYTES + int(record["length"])
     tier.arena.view(int(record["offset"]), length)[at] ^= 1 << world.scheduler.random.randrange(8)
     world.flipped.add((node.machine.name, int(record["generation"])))
-    node.machine.disk.tainted.add((tier.table.key_of(slot), int(record["cell"])))
+    name = tier.table.key_of(slot), int(record["cell"])
+    node.machine.disk.tainted.add(name)
+    world.vows.damage(name)

@@ -4,8 +4,8 @@
                   nodes checked every second       promises checked
 
 ``run`` raises ``SimulationFailure`` with the last events; a seed is repeated with
-``python -m pytest tests/sim --sim-seed=SEED``. Deletes and holds belong here once the tier has
-them: as operations of ``tests.sim.clients`` and as a promise of ``tests.sim.promises``.
+``python -m pytest tests/sim --sim-seed=SEED``. In two worlds of five clients also hold prompts, and
+erase tenants: what they are promised is in ``tests.sim.vows`` and ``tests.sim.epochs``.
 """
 
 import logging
@@ -16,19 +16,23 @@ from random import Random
 from kvstore.cluster_map import ClusterMap
 from kvstore.errors import ConfigError
 from kvstore.fs import FileSystem
+from kvstore.tenants import tenant_digest
 from tests.sim.bulk import SimBulk
 from tests.sim.clients import SimClient
 from tests.sim.coordination import start_coordinator
 from tests.sim.disks import MachineDisk
 from tests.sim.edges import CELL_BYTES, simulated
+from tests.sim.epochs import Epochs
 from tests.sim.graves import Graves
+from tests.sim.keeper import EDITIONS
 from tests.sim.memory import MachineClock, MemoryFileSystem
 from tests.sim.network import Network
 from tests.sim.promises import check_node, names_held, readable, right_payloads, unsettled
-from tests.sim.prompts import prompts_of
+from tests.sim.prompts import Prompt, prompts_of
 from tests.sim.scheduler import Process, Scheduler, SimulationFailure
 from tests.sim.storage import Machine, StorageNode
 from tests.sim.trouble import Trouble
+from tests.sim.vows import Vows
 
 START_S = 1.2
 SETTLED_WITHIN_S = 25.0
@@ -37,6 +41,8 @@ CHECK_S = 1.0
 ACT_WITHIN_S = 60.0
 FAR = "far"
 ROOMY_BYTES = 200 * CELL_BYTES
+KEEPING_WORLDS = (2, 4)
+"""Of five, by their seeds: in these clients hold prompts, and erase tenants."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +73,13 @@ class World:
         self.given_up: set[int] = set()
         self.deletes = random.choice([0.0, 0.03, 0.15])
         self._restarts = random.random() < 0.4
-        self._right = right_payloads(self.prompts)
+        self.vows, self.epochs = Vows(), Epochs()
+        self.keeps = not machines and seed % 5 in KEEPING_WORLDS
+        epochs = range(1, EDITIONS if self.keeps else 1)
+        self._editions = {
+            (p.number, epoch): p.edition(epoch) for p in self.prompts for epoch in epochs
+        }
+        self._right = right_payloads([*self.prompts, *self._editions.values()])
         self._moves = random.random() < 0.3
         self._disks = random.choice([0.0, 0.5, 1.0, 1.0])
         self._nodes: dict[int, StorageNode] = {}
@@ -133,6 +145,16 @@ class World:
         own = [node for node in self._nodes.values() if node.machine.name == machine]
         return (own or list(self._nodes.values()))[0].control
 
+    def alive_nodes(self) -> list[StorageNode]:
+        """Those that are in the map or were."""
+        return [node for node in self._nodes.values() if node.process.alive]
+
+    def edition(self, prompt: Prompt, epoch: int) -> Prompt:
+        """A prompt after its tenant was erased so often."""
+        if not epoch:
+            return self.prompts[prompt.number]
+        return self._editions.get((prompt.number, epoch)) or prompt.edition(epoch)
+
     def node_count(self) -> int:
         return len(self.machines)
 
@@ -153,6 +175,10 @@ class World:
                 self.scheduler.say(f"node{index}", f"does not start: {fault}")
                 return
             self.scheduler.say(node.process.name, f"adopted {node.node.tier.stats.adopted}")
+            if self.machines[index].disk.refusals.faults:
+                # It may not have been able to read what it had promised, and which epochs it knew.
+                self.vows.lose(index)
+                self.epochs.disk_lost()
             self._nodes[index] = node
 
     def start_coordinator(self, wanted: list[int]) -> None:
@@ -233,8 +259,13 @@ class World:
         """New clients, on the first machine and far away, get all that is held."""
         members = map(self.node, range(self._trouble.last_count))
         nodes = [node for node in members if node is not None]
+        epoch_of = nodes[0].node.life.tenants.epoch_of
+        prompts = [
+            self.edition(prompt, epoch_of(tenant_digest(prompt.namespace.tenant)))
+            for prompt in self.prompts
+        ]
         for machine in (self.machines[0].name, FAR):
-            expected = readable(nodes, self.prompts, self.flipped)
+            expected = readable(nodes, prompts, self.flipped)
             found: dict[int, int] = {}
 
             def read_all(
@@ -242,10 +273,10 @@ class World:
                 found: dict[int, int] = found,
                 expected: dict[int, int] = expected,
             ) -> None:
-                found.update(client.read_all(self.prompts, expected, 3))
+                found.update(client.read_all(prompts, expected, 3))
 
             self.act(machine, read_all)
-            still = readable(nodes, self.prompts, self.flipped)
+            still = readable(nodes, prompts, self.flipped)
             for number, tokens in found.items():
                 if tokens < min(expected[number], still[number]):
                     raise SimulationFailure(
@@ -264,6 +295,7 @@ class World:
             if random.random() < 0.5:
                 machine.lose_power(self.network)
                 machine.boot(self.network)
+                self.vows.lose(index)
             elif node is not None:
                 node.process.kill()
             if random.random() < 0.5:
@@ -286,6 +318,8 @@ class World:
             if node.process.alive:
                 for fault in check_node(node, self._right, self.flipped):
                     raise SimulationFailure(fault)
+                for fault in self.vows.broken(node) if self.keeps else ():
+                    raise SimulationFailure(f"{node.process.name}: {fault}")
 
     def _machine(self, index: int) -> Machine:
         random = self.scheduler.random

@@ -1,0 +1,38 @@
+"""Epochs: which tenants were erased, as clients were told, and what nobody may find or store since.
+
+answered by all nodes, and their clients    known: what begins later with an older one is void
+answered, some are pending                  known to some
+not answered                                nobody knows
+"""
+
+from collections import Counter
+
+
+class Epochs:
+    """All erasures of a world, as its clients see them."""
+
+    def __init__(self) -> None:
+        self.begun: Counter[str] = Counter()
+        """How often each tenant's erasure was asked for: no epoch is above that."""
+        self._unanswered: Counter[str] = Counter()
+        self._known: dict[str, int] = {}
+
+    def erase_begins(self, tenant: str) -> None:
+        """Somebody asks for it."""
+        self.begun[tenant] += 1
+        self._unanswered[tenant] += 1
+
+    def erase_ends(self, tenant: str, epoch: int, everywhere: bool) -> bool:
+        """It was answered; whether no node will hear of an erasure of that tenant any more."""
+        self._unanswered[tenant] -= 1
+        if everywhere:
+            self._known[tenant] = max(self._known.get(tenant, 0), epoch)
+        return everywhere and not self._unanswered[tenant]
+
+    def known(self, tenant: str) -> int:
+        """The epoch by which everybody goes, at least."""
+        return self._known.get(tenant, 0)
+
+    def disk_lost(self) -> None:
+        """A node begins anew, and knows of nothing until others have told it."""
+        self._known.clear()
