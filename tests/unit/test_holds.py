@@ -86,6 +86,19 @@ def test_a_held_cell_moves_to_the_disk_and_stays_there(world: LifeWorld) -> None
     assert not world.below(1)
 
 
+def test_cells_that_reach_the_disk_together_are_all_kept_there(world: LifeWorld) -> None:
+    world.put(1)
+    world.hold(1)
+    world.pass_time(2)  # what is promised before the disk has opened is counted anew then
+    world.put(2, 3)
+    world.hold(2, 3)
+    assert pins(world) == 2
+    world.pass_time(2)
+    assert all(world.below(number) for number in (1, 2, 3))
+    assert pins(world) == 0, "the disk keeps them now"
+    world.life.release_hold(TENANT, "h")
+
+
 def test_what_is_on_the_disk_already_is_held_there(world: LifeWorld) -> None:
     world.put_twice(1)
     assert world.hold(1).outcome is HoldOutcome.GRANTED
