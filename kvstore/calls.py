@@ -25,6 +25,8 @@ DELETE_ID_MAX = (1 << 63) - 1
 HOLD_KEYS_MAX = 8192
 HOLD_TTL_MS_MAX = 365 * 24 * 3600 * 1000
 HANDLE_BYTES_MAX = 128
+REPLICAS_MAX = 2
+CARRY_CELLS_MAX = 1024
 INSPECT_KEYS_MAX = 256
 
 Outcomes = npt.NDArray[np.uint8]
@@ -63,7 +65,8 @@ class ReserveRequest:
 
     ``operation`` numbers a client's puts: all calls of one put get one LRU stamp. ``depths`` are
     block indexes, ``lengths`` payload bytes, ``ttl_s`` 0 for no expiry, ``None`` for the node's
-    own default.
+    own default. ``burials`` goes with copies of what is elsewhere: of each row, the newest delete
+    (0: none) that the sender knew of when it had the cell.
     """
 
     session: int
@@ -75,6 +78,7 @@ class ReserveRequest:
     depths: npt.NDArray[np.uint32]
     spans: npt.NDArray[np.uint64]
     ttl_s: int | None = None
+    burials: npt.NDArray[np.uint64] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +145,10 @@ class NodeStats:
     promisable_bytes: int = 0
     burials: int = 0
     is_sealed: bool = False
+    short_holds: int = 0
+    """Holds that have fewer copies than were asked for."""
+    copied_cells: int = 0
+    """Cells of holds that other nodes were sent."""
 
 
 class HoldOutcome(IntEnum):
@@ -155,11 +163,15 @@ class HoldOutcome(IntEnum):
     """Holds, at this node."""
     FAILED = 5
     """It could not be written down, so it would not outlive a restart."""
+    RELEASED = 6
+    """Said to another node: it was released, or its tenant erased, and is to end there, too."""
+    SEALED = 7
+    """Said to another node: what is here is not shown yet, ask again."""
 
 
 @dataclass(frozen=True, slots=True)
 class HoldRequest:
-    """Blocks that a node is to keep for ``ttl_ms``, all cells of ``mask``.
+    """Blocks that a node is to keep for ``ttl_ms``, all cells of ``mask``, on ``replicas`` nodes.
 
     A second one of the same ``tenant`` (``kvstore.tenants``) and ``handle`` adds to the first.
     """
@@ -169,6 +181,7 @@ class HoldRequest:
     keys: Keys
     mask: int
     ttl_ms: int
+    replicas: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,12 +193,62 @@ class HoldReply:
     budget_bytes: int
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class CarryRequest:
+    """Cells of a hold of node ``origin`` that another node is to keep as well, a row each.
+
+    ``more_bytes`` is what will be asked for besides, so that a copy that does not fit is declined
+    before any of it is sent. ``age_ms`` is how long ago a client asked for the hold last: a release
+    since then ends it. ``tenant_epoch`` is the tenant's as far as the sender knows.
+    """
+
+    tenant: bytes
+    handle: str
+    origin: str
+    keys: Keys
+    cells: Cells
+    sizes_bytes: npt.NDArray[np.uint64]
+    more_bytes: int
+    ttl_ms: int
+    age_ms: int
+    tenant_epoch: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CarryReply:
+    """Where GRANTED, which rows are not there and would be kept: ``wanted``; the others are."""
+
+    outcome: HoldOutcome
+    wanted: npt.NDArray[np.bool_]
+
+
+class CopyState(IntEnum):
+    """Whether a hold has the copies that were asked for, and if not, why."""
+
+    SINGLE = 0
+    """One copy was asked for."""
+    COMPLETE = 1
+    UNDER_WAY = 2
+    """Another node is being asked, or sent what it lacks."""
+    ALONE = 3
+    """No other node answers."""
+    DECLINED = 4
+    """No other node took it."""
+
+
 @dataclass(frozen=True, slots=True)
 class HoldMark:
-    """A promise, and how long it lasts."""
+    """A promise, how long it lasts, and how many copies were asked for."""
 
     handle: str
     remaining_ms: int
+    replicas: int = 1
+    state: CopyState = CopyState.SINGLE
+
+    @property
+    def copies(self) -> int:
+        """How many there are, as far as this node knows."""
+        return self.replicas if self.state is CopyState.COMPLETE else 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -291,6 +291,7 @@ def _show_nodes(name: str, epoch: int, found: Sequence[tuple[NodeInfo, NodeStats
             host.expired + nvme.expired, host.damaged + nvme.damaged,
         ]  # fmt: skip
         promised = f"{stats.holds}: {used(stats.promised_bytes, stats.promisable_bytes)}"
+        promised += f", {stats.short_holds} short of copies" if stats.short_holds else ""
         shown = "not yet" if stats.is_sealed else "yes"
         living.add_row(info.node_id, promised, *map(str, counts), shown)
     for table in (holding, living):

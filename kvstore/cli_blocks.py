@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from kvstore.answers import Inspected
-from kvstore.calls import HoldOutcome, Inspection
+from kvstore.calls import REPLICAS_MAX, CopyState, HoldMark, HoldOutcome, Inspection
 from kvstore.cli_options import duration, json_option, seconds_of, settings_of
 from kvstore.client import Samovar
 from kvstore.config import ClientConfig, load
@@ -34,6 +34,12 @@ _DECLINED = {
     HoldOutcome.NOT_HELD: "a block is not there: store it first",
     HoldOutcome.TOO_MANY: "it has as many promises as it keeps track of: release some",
     HoldOutcome.FAILED: "it gave no answer, or could not write the promise down: try again",
+}
+
+_SHORT = {
+    CopyState.UNDER_WAY: "the other is on its way",
+    CopyState.ALONE: "no other node answers",
+    CopyState.DECLINED: "no other node took it",
 }
 
 client_options = settings_of(
@@ -93,6 +99,13 @@ def delete(
     help="For how long: 90s, 5m, 1h, 7d.",
 )
 @tenant_option
+@click.option(
+    "--replicas",
+    type=click.IntRange(1, REPLICAS_MAX),
+    default=1,
+    show_default=True,
+    help="On how many nodes each block is kept.",
+)
 @client_options
 @json_option
 def hold(
@@ -101,6 +114,7 @@ def hold(
     chain: TextIO | None,
     ttl_s: int,
     tenant: str,
+    replicas: int,
     config: Path | None,
     as_json: bool,
     **flags: object,
@@ -109,20 +123,26 @@ def hold(
 
     \b
     samovar hold contract --chain FILE --ttl 1h
+    samovar hold contract --chain FILE --ttl 1h --replicas 2
     samovar release contract
 
     All of them are promised, or none. A promise survives restarts; only a delete goes before it.
     Each node promises a tenant as much as its setting hold_bytes says, and declines the rest.
 
+    With two replicas the nodes see to it, from then on, that another node has a copy, also when one
+    of them dies; samovar inspect says whether one has, and if not, why.
+
     Exit code 1 if a node declined.
     """
     wanted = _keys(keys, chain)
     with _client(flags, config) as tier:
-        held = tier.hold_keys(wanted, handle, ttl_s, tenant)
+        held = tier.hold_keys(wanted, handle, ttl_s, tenant, replicas)
     fields = {**asdict(held), "outcome": held.outcome.name}
     if held.granted:
         left = duration(round(1000 * ttl_s))
         click.echo(f"{handle}: {_count(len(wanted))}, {held.bytes:,} bytes, kept for {left}.")
+        if replicas > 1:
+            click.echo("Another node gets a copy; samovar inspect says when it has it.")
     else:
         where = f" by {held.node}" if held.node else ""
         click.echo(f"{handle}: declined{where}: {_DECLINED[held.outcome]}.")
@@ -277,10 +297,18 @@ def _columns(block: Inspection) -> tuple[str, ...]:
         *cells,
         f"{block.size_bytes:,}" if here else "",
         ("never" if not block.ttl_s else f"in {duration(block.remaining_ms)}") if here else "",
-        ", ".join(f"{mark.handle} {duration(mark.remaining_ms)}" for mark in block.holds),
+        ", ".join(map(_held, block.holds)),
         _ago(block.verified_ms_ago),
         _ago(block.buried_ms_ago),
     )
+
+
+def _held(mark: HoldMark) -> str:
+    text = f"{mark.handle} {duration(mark.remaining_ms)}"
+    if mark.replicas == 1:
+        return text
+    why = f": {_SHORT[mark.state]}" if mark.state in _SHORT else ""
+    return f"{text} ({mark.copies} of {mark.replicas} copies{why})"
 
 
 def _ago(milliseconds: int | None) -> str:
@@ -288,4 +316,7 @@ def _ago(milliseconds: int | None) -> str:
 
 
 def _fields(block: Inspection) -> dict[str, object]:
-    return {**asdict(block), "key": block.key.hex()}
+    holds = [
+        {**asdict(mark), "copies": mark.copies, "state": mark.state.name} for mark in block.holds
+    ]
+    return {**asdict(block), "key": block.key.hex(), "holds": holds}

@@ -28,7 +28,7 @@ import numpy.typing as npt
 
 from kvstore import keeping, reading, search, writing
 from kvstore.answers import Deleted, Erased, Held, Inspected, Released
-from kvstore.calls import HOLD_TTL_MS_MAX, NodeStats
+from kvstore.calls import HOLD_TTL_MS_MAX, REPLICAS_MAX, NodeStats
 from kvstore.cell import BLOCK_TOKENS_DEFAULT, check_block_tokens
 from kvstore.clock import Clock, Deadline, SystemClock
 from kvstore.config import ClientConfig, load
@@ -250,19 +250,26 @@ class Samovar:
         handle: str,
         ttl_s: float,
         boundaries: Sequence[int] = (),
+        replicas: int = 1,
     ) -> Held:
         """Have the longest warm prefix of ``tokens`` kept for ``ttl_s``, under this handle.
 
         All of it is promised, or nothing is; see ``Held``. A second hold of the same tenant and
         handle adds to the first, and a promise once given is kept whatever becomes of the second.
+        With ``replicas`` 2 the nodes see to it, from then on, that another node has a copy;
+        ``inspect`` says whether one has.
         """
+        _check_replicas(replicas)
         plan = self.longest_prefix(namespace, tokens, boundaries)
-        return keeping.hold(plan, handle, _hold_ms(ttl_s), self._routes)
+        return keeping.hold(plan, handle, _hold_ms(ttl_s), replicas, self._routes)
 
-    def hold_keys(self, keys: Keys, handle: str, ttl_s: float, tenant: str = "") -> Held:
+    def hold_keys(
+        self, keys: Keys, handle: str, ttl_s: float, tenant: str = "", replicas: int = 1
+    ) -> Held:
         """``hold`` of blocks by their keys, uint8 ``[n, 32]``: all cells that are there."""
         self._check()
-        return keeping.hold_keys(keys, tenant, handle, _hold_ms(ttl_s), self._routes)
+        _check_replicas(replicas)
+        return keeping.hold_keys(keys, tenant, handle, _hold_ms(ttl_s), replicas, self._routes)
 
     def release(self, handle: str, tenant: str = "") -> Released:
         """End a promise early: its blocks are ordinary again, its budget is free."""
@@ -343,6 +350,11 @@ class Samovar:
 def _check_start(start: int, tokens: TokenIds) -> None:
     if not 0 <= start <= len(tokens):
         raise UsageError(f"start {start} is outside the {len(tokens)} tokens")
+
+
+def _check_replicas(replicas: int) -> None:
+    if not 1 <= replicas <= REPLICAS_MAX:
+        raise UsageError(f"replicas must be 1 to {REPLICAS_MAX}, got {replicas}")
 
 
 def _hold_ms(ttl_s: float) -> int:

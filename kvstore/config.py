@@ -175,6 +175,14 @@ class NodeConfig(Settings):
         ),
         Unset("25 % of the shared memory for blocks"),
     ] = None
+    replication_bytes_per_s: Annotated[
+        ByteSize,
+        Field(
+            ge=0,
+            description="How many bytes a second a node sends at most so that other nodes have "
+            "copies of what it has promised; 0 is no limit.",
+        ),
+    ] = ByteSize(64 << 20)
     bind_host: Annotated[
         str,
         Field(

@@ -12,8 +12,10 @@ Does not cover: who else is told (``kvstore.rpc``), what a delete is to the tier
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from kvstore.burial_log import BurialLog
-from kvstore.burials import Burial, BurialBook, BurialPage, DeleteClock
+from kvstore.burials import Burial, BurialBook, BurialPage, DeleteClock, Ids
 from kvstore.calls import DELETE_ID_MAX, DELETE_KEYS_MAX
 from kvstore.clock import Clock
 from kvstore.errors import UsageError
@@ -64,6 +66,8 @@ class Deletes:
         self._log = BurialLog(lasting.files, lasting.folder, self.book, clock.wall_ms())
         self._ids = DeleteClock()
         self._ids.see(max([self.book.floor, *(burial.id for _, burial in self.book.items()[:1])]))
+        self._begun: dict[bytes, int] = {}
+        """The newest delete of each block that is not buried yet."""
         self._heard: list[_Heard] = []
         self._owed = OwedDeletes(behind, lasting, clock.wall_ms())
         self._mended_s = clock.monotonic_s()
@@ -77,7 +81,24 @@ class Deletes:
         if not 0 < delete_id <= DELETE_ID_MAX:
             raise UsageError(f"{delete_id} is no id of a delete: 1 to {DELETE_ID_MAX} are")
         self._ids.see(delete_id)
+        for key in keys:
+            name = key.tobytes()
+            self._begun[name] = max(delete_id, self._begun.get(name, 0))
         return Deletion(delete_id, keys.copy(), self._erase(keys))
+
+    def newest(self, keys: Keys) -> Ids:
+        """The newest delete of each block that this node has heard of, done or not; 0: none."""
+        names = [key.tobytes() for key in keys]
+        under_way = self._heard_of()
+        buried = [self.book.get(name) for name in names]
+        known = [0 if burial is None else burial.id for burial in buried]
+        return np.array(
+            [
+                max(known_id, under_way.get(name, 0), self._begun.get(name, 0))
+                for name, known_id in zip(names, known, strict=True)
+            ],
+            np.uint64,
+        )
 
     def bury(self, deletion: Deletion) -> bool:
         """Remember a deletion that is done; whether it is remembered durably."""
@@ -85,6 +106,9 @@ class Deletes:
             raise UsageError("a deletion is buried when it is done: wait until is_done says so")
         burial = Burial(deletion.id, self._clock.wall_ms())
         burials = {key.tobytes(): burial for key in deletion.keys}
+        for name in burials:
+            if self._begun.get(name) == deletion.id:
+                del self._begun[name]
         if self._is_paid(burials, deletion.erasure):
             return self._enter(burials)
         self._heard.append(_Heard(burials, deletion.erasure))
@@ -93,10 +117,7 @@ class Deletes:
     def hear(self, page: BurialPage) -> None:
         """Do what a neighbour has done, where it is news."""
         wall_ms = self._clock.wall_ms()
-        under_way: dict[bytes, int] = {}
-        for heard in self._heard:
-            for key, burial in heard.burials.items():
-                under_way[key] = max(burial.id, under_way.get(key, 0))
+        under_way = self._heard_of()
         fresh: dict[bytes, Burial] = {}
         rows = zip(page.keys, page.ids.tolist(), page.ages_ms.tolist(), strict=True)
         for packed, delete_id, age_ms in rows:
@@ -126,6 +147,14 @@ class Deletes:
     def _is_paid(self, burials: dict[bytes, Burial], erasure: Erasure) -> bool:
         """Whether the disk has done it, or is owed it: before that, no burial may say so."""
         return erasure.is_done or (erasure.is_owed and self._owed.add(burials))
+
+    def _heard_of(self) -> dict[bytes, int]:
+        """The newest delete of each block that a neighbour told of and that is not done."""
+        under_way: dict[bytes, int] = {}
+        for heard in self._heard:
+            for key, burial in heard.burials.items():
+                under_way[key] = max(burial.id, under_way.get(key, 0))
+        return under_way
 
     def _erase(self, keys: Keys) -> Erasure:
         self._holds.lose(keys)

@@ -1,5 +1,8 @@
 """A hold: cells that a node has promised to keep, for whom, under which handle, until when.
 
+One with ``replicas`` has a copy on another node, its ``partner``. That carries it as a hold of its
+own, whose ``origin`` and first partner is the node that had it before.
+
 Does not cover: all holds of a node together (``kvstore.holds``).
 """
 
@@ -15,11 +18,16 @@ from kvstore.table import Cells
 
 Sizes = npt.NDArray[np.uint64]
 Rows = npt.NDArray[np.bool_]
+Name = tuple[bytes, str, str]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Hold:
-    """Different cells, a row each, until ``until_s`` (monotonic), at most ``ttl_ms`` from now."""
+    """Different cells, a row each, until ``until_s`` (monotonic), at most ``ttl_ms`` from now.
+
+    ``born_s`` (monotonic) is when a client asked for it last, on whichever node. Nodes are named by
+    their ids; no ``origin``: a client asked this node.
+    """
 
     tenant: bytes
     handle: str
@@ -28,9 +36,18 @@ class Hold:
     sizes_bytes: Sizes
     ttl_ms: int
     until_s: float
+    born_s: float = 0.0
+    replicas: int = 1
+    origin: str = ""
+    partner: str = ""
 
     def __len__(self) -> int:
         return len(self.cells)
+
+    @property
+    def name(self) -> Name:
+        """No two holds of a node have the same."""
+        return self.tenant, self.handle, self.origin
 
     def select(self, rows: Rows) -> "Hold":
         """The same promise for some of the cells."""
@@ -40,15 +57,23 @@ class Hold:
 
     def without(self, other: "Hold") -> "Hold":
         """The cells that the other one does not cover."""
-        theirs = set(other.names())
-        return self.select(np.array([name not in theirs for name in self.names()], np.bool_))
+        return self.select(~self.within([other]))
+
+    def within(self, others: Iterable["Hold"]) -> Rows:
+        """Which rows any of the others has."""
+        theirs = {name for other in others for name in other.names()}
+        return np.array([name in theirs for name in self.names()], np.bool_)
 
     def joined(self, other: "Hold") -> "Hold":
-        """The cells of both, until the later end."""
+        """The cells of both, until the later end, on as many nodes as the one that wants more."""
         more = other.without(self)
         later = max((self, other), key=lambda hold: hold.until_s)
         return replace(
-            later,
+            self,
+            ttl_ms=later.ttl_ms,
+            until_s=later.until_s,
+            born_s=max(self.born_s, other.born_s),
+            replicas=max(self.replicas, other.replicas),
             keys=np.concatenate([self.keys, more.keys]),
             cells=np.concatenate([self.cells, more.cells]),
             sizes_bytes=np.concatenate([self.sizes_bytes, more.sizes_bytes]),

@@ -1,16 +1,18 @@
 """Hold files: a node's holds on disk, one small file each, replaced whole.
 
-    holds/<digest of tenant and handle>
-    head (magic, tenant, until, ttl, lengths)   handle   keys   cells   sizes   checksum
+    holds/<digest of tenant, handle and origin>
+    head (magic, tenant, until, ttl, born, counts)   names   keys   cells   sizes   checksum
 
-``until`` is wall time; a clock that was set back makes nobody's hold longer than it was promised.
-A file that does not verify is said once, and dropped.
+``until`` and ``born`` are wall time; a clock that was set back makes nobody's hold longer than it
+was promised. A file without cells says that a hold was released, and lies beside those that have
+some. A file that does not verify is said once, and dropped; so is one of another version.
 
 Does not cover: what a hold means (``kvstore.holds``).
 """
 
 import logging
 import struct
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +28,10 @@ from kvstore.tenants import TENANT_BYTES
 log = logging.getLogger(__name__)
 
 HOLDS_FOLDER = "holds"
-_MAGIC = b"SMVHOLD1"
-_HEAD = struct.Struct(f"<8s{TENANT_BYTES}sQQII")
+_MAGIC = b"SMVHOLD2"
+_HEAD = struct.Struct(f"<8s{TENANT_BYTES}sQQQIIIII")
+"""Magic, tenant, until, ttl, born, rows, replicas; bytes of handle, origin and partner."""
+_RELEASED = b"\0released"
 _CHECKSUM_BYTES = 8
 _ROW_BYTES = KEY_BYTES + 1 + 8
 
@@ -41,7 +45,7 @@ class HoldFiles:
         self._clock = clock
 
     def read(self) -> list[Hold]:
-        """All holds whose time is not up; what is over, or damaged, is removed."""
+        """All holds and releases whose time is not up; what is over, or damaged, is removed."""
         try:
             self._files.make_folder(self._folder)
             names = self._files.names(self._folder)
@@ -57,13 +61,16 @@ class HoldFiles:
 
     def write(self, hold: Hold) -> None:
         """Durable when this returns; ``OSError`` says that the former one is there."""
-        left_ms = round(1000 * (hold.until_s - self._clock.monotonic_s()))
-        until_ms = self._clock.wall_ms() + max(0, left_ms)
-        handle = hold.handle.encode()
-        rows = len(hold.cells)
-        head = _HEAD.pack(_MAGIC, hold.tenant, until_ms, hold.ttl_ms, rows, len(handle))
+        now_s, wall_ms = self._clock.monotonic_s(), self._clock.wall_ms()
+        until_ms = wall_ms + max(0, round(1000 * (hold.until_s - now_s)))
+        born_ms = max(0, wall_ms - max(0, round(1000 * (now_s - hold.born_s))))
+        names = [text.encode() for text in (hold.handle, hold.origin, hold.partner)]
+        head = _HEAD.pack(
+            _MAGIC, hold.tenant, until_ms, hold.ttl_ms, born_ms, len(hold), hold.replicas,
+            *map(len, names),
+        )  # fmt: skip
         arrays = hold.keys.tobytes() + hold.cells.tobytes() + hold.sizes_bytes.tobytes()
-        data = head + handle + arrays
+        data = head + b"".join(names) + arrays
         self._files.replace(self._path(hold), data + xxh3_64_digest(data))
 
     def remove(self, hold: Hold) -> None:
@@ -93,7 +100,8 @@ class HoldFiles:
             log.warning("a hold that is over may come back at the next start: %s", fault)
 
     def _path(self, hold: Hold) -> Path:
-        name = blake3(hold.tenant + hold.handle.encode()).hexdigest()
+        kind = b"\0" + hold.origin.encode() if len(hold) else _RELEASED
+        name = blake3(hold.tenant + hold.handle.encode() + kind).hexdigest()
         return self._folder / name[:32]
 
 
@@ -102,18 +110,25 @@ def _parse(data: bytes, clock: Clock) -> Hold | None:
     body = data[:-_CHECKSUM_BYTES]
     if len(body) < _HEAD.size or xxh3_64_digest(body) != data[-_CHECKSUM_BYTES:]:
         return None
-    magic, tenant, until_ms, ttl_ms, rows, handle_bytes = _HEAD.unpack_from(body)
-    at = _HEAD.size + handle_bytes
+    magic, tenant, until_ms, ttl_ms, born_ms, rows, replicas, *lengths = _HEAD.unpack_from(body)
+    at = _HEAD.size + sum(lengths)
     if magic != _MAGIC or len(body) != at + rows * _ROW_BYTES:
         return None
-    left_ms = min(until_ms - clock.wall_ms(), ttl_ms)
+    edges = pairwise(accumulate(lengths, initial=_HEAD.size))
+    handle, origin, partner = (body[start:stop].decode() for start, stop in edges)
+    now_s, wall_ms = clock.monotonic_s(), clock.wall_ms()
+    left_ms = min(until_ms - wall_ms, ttl_ms)
     cells_at, sizes_at = at + rows * KEY_BYTES, at + rows * (KEY_BYTES + 1)
     return Hold(
         tenant=tenant,
-        handle=body[_HEAD.size : at].decode(),
+        handle=handle,
         keys=np.frombuffer(body, np.uint8, rows * KEY_BYTES, at).reshape(-1, KEY_BYTES),
         cells=np.frombuffer(body, np.uint8, rows, cells_at),
         sizes_bytes=np.frombuffer(body, np.uint64, rows, sizes_at),
         ttl_ms=ttl_ms,
-        until_s=clock.monotonic_s() + left_ms / 1000,
+        until_s=now_s + left_ms / 1000,
+        born_s=now_s - max(0, wall_ms - born_ms) / 1000,
+        replicas=replicas,
+        origin=origin,
+        partner=partner,
     )

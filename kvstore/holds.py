@@ -8,20 +8,32 @@
 Two holds of one tenant on a cell count its bytes once. A cell lives at least as long as its holds.
 A hold ends by itself; what is deleted, or turns out damaged, leaves it before that.
 
+Another node may ask for a copy of a hold of its own (``carry``): it is a hold like any other,
+within the same budget, and has its origin's id in its name. That a hold with copies was released
+is remembered for as long as it would have lasted, so that a node that was away does not bring it
+back.
+
 Does not cover: where a cell is kept (``kvstore.protection``), holds on disk
-(``kvstore.hold_files``), readers (``kvstore.leases``).
+(``kvstore.hold_files``), who is asked to carry (``kvstore.replication``), readers
+(``kvstore.leases``).
 """
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from kvstore.block import HEADER_BYTES
 from kvstore.calls import (
+    CARRY_CELLS_MAX,
     HANDLE_BYTES_MAX,
     HOLD_KEYS_MAX,
     HOLD_TTL_MS_MAX,
+    REPLICAS_MAX,
+    CarryReply,
+    CarryRequest,
+    CopyState,
     HoldMark,
     HoldOutcome,
     HoldReply,
@@ -30,7 +42,7 @@ from kvstore.calls import (
 )
 from kvstore.clock import Clock
 from kvstore.errors import UsageError
-from kvstore.hold import Hold, distinct_bytes
+from kvstore.hold import Hold, Name, Rows, distinct_bytes
 from kvstore.hold_files import HoldFiles
 from kvstore.key import Keys
 from kvstore.lasting import Lasting
@@ -48,6 +60,8 @@ TENANT_SHARE = 0.25
 ALL_SHARE_MAX = 0.5
 SETTLE_S = 1.0
 """How often it is looked where what is promised has got to."""
+LATER_S = 5.0
+"""So much longer a copy must be asked for before that is news: each call takes its time."""
 
 
 class Holds:
@@ -73,7 +87,10 @@ class Holds:
         self._clock = clock
         self._protection = Protection(host, behind)
         self._files = HoldFiles(lasting, clock)
-        self._holds = {(hold.tenant, hold.handle): hold for hold in self._files.read()}
+        found = self._files.read()
+        self._holds = {hold.name: hold for hold in found if len(hold)}
+        self._released = {mark.name: mark for mark in found if not len(mark)}
+        self._states: dict[Name, CopyState] = {}
         self._settled_s = clock.monotonic_s()
         self._recount()
 
@@ -82,49 +99,113 @@ class Holds:
 
     def grant(self, request: HoldRequest) -> HoldReply:
         """Promise to keep cells, all of them or none."""
-        _check(request)
-        outcome = self._grant(request)
+        _check_promise(request.tenant, request.handle, request.ttl_ms)
+        if not 0 < len(request.keys) <= HOLD_KEYS_MAX:
+            raise UsageError(f"a hold is for 1 to {HOLD_KEYS_MAX} blocks, not {len(request.keys)}")
+        if not 0 < request.replicas <= REPLICAS_MAX:
+            raise UsageError(f"a hold has 1 to {REPLICAS_MAX} copies, not {request.replicas}")
+        asked = self._asked(request)
+        outcome = HoldOutcome.NOT_HELD if asked is None else self._enter(asked)
         held_bytes = distinct_bytes(self._of(request.tenant))
         return HoldReply(outcome, held_bytes, self.tenant_bytes_max)
 
+    def carry(self, request: CarryRequest) -> CarryReply:
+        """Keep what is here of another node's hold, and say what is not; or decline all of it."""
+        asked = self._carried(request)
+        wanted = np.zeros(len(asked), np.bool_)
+        mark = self._released.get((request.tenant, request.handle, ""))
+        if mark is not None and asked.born_s <= mark.born_s:
+            return CarryReply(HoldOutcome.RELEASED, wanted)
+        news = ~asked.within(
+            hold
+            for hold in self._of(request.tenant)
+            if hold.handle == request.handle and hold.until_s >= asked.until_s - LATER_S
+        )
+        if not news.any():
+            return CarryReply(HoldOutcome.GRANTED, wanted)
+        wanted = news & ~self._are_here(asked)
+        more_bytes = 0 if asked.name in self._holds else request.more_bytes
+        if (refusal := self._refusal(asked.select(news), more_bytes)) is not None:
+            return CarryReply(refusal, wanted)
+        here = asked.select(news & ~wanted)
+        return CarryReply(self._enter(here) if len(here) else HoldOutcome.GRANTED, wanted)
+
     def release(self, tenant: bytes, handle: str) -> bool:
-        """End a hold early; ``False`` if there is none."""
-        hold = self._holds.pop((tenant, handle), None)
-        if hold is None:
-            return False
-        self._protection.take(hold.keys, hold.cells, self._clock.wall_ms())
-        self._files.remove(hold)
-        self._count()
-        return True
+        """End a hold early, and what is carried of it for others; ``False`` if there is none."""
+        gone = [hold for hold in self._of(tenant) if hold.handle == handle]
+        for hold in gone:
+            self.end(hold)
+        copied = [hold for hold in gone if hold.replicas > 1]
+        if copied:
+            self._remember_release(max(copied, key=lambda hold: hold.until_s))
+        return bool(gone)
 
     def release_all(self, tenant: bytes) -> None:
         """End all holds of a tenant."""
         for hold in self._of(tenant):
-            self.release(tenant, hold.handle)
+            self.end(hold)
+
+    def end(self, hold: Hold) -> None:
+        """A hold is over, unless it has become another one meanwhile."""
+        if self._holds.get(hold.name) is not hold:
+            return
+        del self._holds[hold.name]
+        self._states.pop(hold.name, None)
+        self._protection.take(hold.keys, hold.cells, self._clock.wall_ms())
+        self._files.remove(hold)
+        self._count()
+
+    def with_copies(self) -> list[Hold]:
+        """Those that are to have copies on other nodes."""
+        return [hold for hold in self._holds.values() if hold.replicas > 1]
+
+    def meet(self, hold: Hold, partner: str) -> Hold:
+        """Remember which node has the copy of a hold; the hold as it is then."""
+        if self._holds.get(hold.name) is not hold or hold.partner == partner:
+            return hold
+        met = self._holds[hold.name] = replace(hold, partner=partner)
+        try:
+            self._files.write(met)
+        except OSError as fault:
+            log.warning("after a restart, %r may be copied once more: %s", hold.handle, fault)
+        return met
+
+    def note_copies(self, hold: Hold, state: CopyState) -> None:
+        """Remember how it is about a hold's copies, while there is one."""
+        if hold.name in self._holds:
+            self._states[hold.name] = state
+
+    @property
+    def short(self) -> int:
+        """How many holds have fewer copies than were asked for."""
+        return sum(self._state(hold) is not CopyState.COMPLETE for hold in self.with_copies())
 
     def lose(self, keys: Keys) -> None:
         """These blocks are about to be deleted: no promise is about them any more."""
-        for name, hold in list(self._holds.items()):
+        for hold in list(self._holds.values()):
             rows = hold.on(keys)
             if rows.any():
                 gone = hold.select(rows)
                 self._protection.take(gone.keys, gone.cells, self._clock.wall_ms())
-                self._keep(name, hold.select(~rows))
+                self._keep(hold.select(~rows))
         self._count()
 
     def of_tenant(self, tenant: bytes) -> list[HoldMark]:
         """A tenant's holds."""
-        return [self._mark(hold) for hold in self._of(tenant)]
+        return self._marks(self._of(tenant))
 
     def on(self, keys: Keys) -> tuple[HoldMark, ...]:
         """The holds that cover any of these blocks."""
-        return tuple(self._mark(hold) for hold in self._holds.values() if hold.on(keys).any())
+        return tuple(self._marks([hold for hold in self._holds.values() if hold.on(keys).any()]))
 
     def tick(self) -> None:
         """End the holds whose time is up, and see to it that each cell is protected somewhere."""
         now_s = self._clock.monotonic_s()
         for hold in [hold for hold in self._holds.values() if hold.until_s <= now_s]:
-            self.release(hold.tenant, hold.handle)
+            self.end(hold)
+        for mark in [mark for mark in self._released.values() if mark.until_s <= now_s]:
+            del self._released[mark.name]
+            self._files.remove(mark)
         if self._holds and now_s - self._settled_s >= SETTLE_S:
             self._settled_s = now_s
             if not self._protection.settle():
@@ -141,17 +222,13 @@ class Holds:
         """Memory for bookkeeping."""
         return self._protection.nbytes
 
-    def _grant(self, request: HoldRequest) -> HoldOutcome:
-        name = request.tenant, request.handle
-        former = self._holds.get(name)
-        if former is None and len(self._holds) >= HOLDS_MAX:
-            return HoldOutcome.TOO_MANY
-        asked = self._asked(request)
-        if asked is None:
-            return HoldOutcome.NOT_HELD
+    def _enter(self, asked: Hold) -> HoldOutcome:
+        """Promise cells that are here, besides what the hold of that name has already."""
+        refusal = self._refusal(asked)
+        if refusal is not None:
+            return refusal
+        former = self._holds.get(asked.name)
         hold = asked if former is None else former.joined(asked)
-        if not self._has_budget(hold):
-            return HoldOutcome.OVER_BUDGET
         try:
             self._files.write(hold)
         except OSError as fault:
@@ -160,14 +237,23 @@ class Holds:
         if former is not None:
             self._protection.take(former.keys, former.cells, self._clock.wall_ms())
         self._protection.add(hold.keys, hold.cells, self._until_ms(hold))
-        self._keep(name, hold)
+        self._keep(hold)
+        self._states.pop(hold.name, None)  # what is new in it has no copy yet
         self._count()
         return HoldOutcome.GRANTED
 
-    def _has_budget(self, hold: Hold) -> bool:
+    def _refusal(self, asked: Hold, more_bytes: int = 0) -> HoldOutcome | None:
+        """Why these cells, and so much besides, can't be promised as well, if they can't."""
+        former = self._holds.get(asked.name)
+        if former is None and len(self._holds) >= HOLDS_MAX:
+            return HoldOutcome.TOO_MANY
+        hold = asked if former is None else former.joined(asked)
+        return None if self._has_budget(hold, more_bytes) else HoldOutcome.OVER_BUDGET
+
+    def _has_budget(self, hold: Hold, more_bytes: int) -> bool:
         """Whether what the tenant would hold then is no more than it may, or than now."""
         now = self._of(hold.tenant)
-        bytes_now, bytes_then = distinct_bytes(now), distinct_bytes([*now, hold])
+        bytes_now, bytes_then = distinct_bytes(now), distinct_bytes([*now, hold]) + more_bytes
         if bytes_then <= bytes_now:
             return True
         others_bytes = self.promised_bytes - bytes_now
@@ -183,32 +269,70 @@ class Holds:
             return None
         lengths = np.where(above.held, above.lengths, self._behind.locate(keys, cells).lengths)
         pages = -(-(lengths.astype(np.int64) + HEADER_BYTES) // PAGE_BYTES)
+        now_s = self._clock.monotonic_s()
         return Hold(
             request.tenant, request.handle, keys, cells, (pages * PAGE_BYTES).astype(np.uint64),
-            request.ttl_ms, self._clock.monotonic_s() + request.ttl_ms / 1000,
+            request.ttl_ms, now_s + request.ttl_ms / 1000, now_s, request.replicas,
         )  # fmt: skip
+
+    def _carried(self, request: CarryRequest) -> Hold:
+        """What another node asks for as a hold of its own."""
+        _check_promise(request.tenant, request.handle, request.ttl_ms)
+        now_s = self._clock.monotonic_s()
+        asked = Hold(
+            request.tenant, request.handle, request.keys, request.cells, request.sizes_bytes,
+            request.ttl_ms, now_s + request.ttl_ms / 1000, now_s - request.age_ms / 1000,
+            REPLICAS_MAX, origin=request.origin, partner=request.origin,
+        )  # fmt: skip
+        if not 0 < len(set(asked.names())) == len(asked) <= CARRY_CELLS_MAX:
+            raise UsageError(f"1 to {CARRY_CELLS_MAX} different cells are carried in one call")
+        if not request.origin:
+            raise UsageError("a copy has an origin: name the node")
+        return asked
+
+    def _are_here(self, hold: Hold) -> Rows:
+        above = self._host.find(hold.keys, hold.cells).held
+        here: Rows = above | self._behind.find(hold.keys, hold.cells)
+        return here
+
+    def _remember_release(self, hold: Hold) -> None:
+        """As of now, for as long as it would have lasted."""
+        mark = replace(
+            hold.select(np.zeros(len(hold), np.bool_)),
+            born_s=self._clock.monotonic_s(), origin="", partner="",
+        )  # fmt: skip
+        if mark.name not in self._released and len(self._released) >= HOLDS_MAX:
+            first = min(self._released.values(), key=lambda one: one.until_s)
+            del self._released[first.name]
+            self._files.remove(first)
+        self._released[mark.name] = mark
+        try:
+            self._files.write(mark)
+        except OSError as fault:
+            log.warning("a release may be forgotten at the next start: %s", fault)
 
     def _recount(self) -> None:
         """Protect what is promised, from nothing; what is nowhere any more leaves its holds."""
         self._protection.clear()
         waits = self._behind.has_disk and self._behind.disk is None
-        for name, hold in list(self._holds.items()):
+        for hold in list(self._holds.values()):
             here = self._protection.add(hold.keys, hold.cells, self._until_ms(hold))
             if not (waits or here.all()):
                 lost = int((~here).sum())
                 log.warning("%d cells of the hold %r are lost", lost, hold.handle)
-                self._keep(name, hold.select(here))
+                self._keep(hold.select(here))
         self._count()
 
-    def _keep(self, name: tuple[bytes, str], hold: Hold) -> None:
+    def _keep(self, hold: Hold) -> None:
         """A hold as it is now; one without cells is over."""
         if len(hold):
-            self._holds[name] = hold
-        elif self._holds.pop(name, None) is not None:
-            self._files.remove(hold)
+            self._holds[hold.name] = hold
+        elif (former := self._holds.pop(hold.name, None)) is not None:
+            self._states.pop(hold.name, None)
+            self._files.remove(former)
 
     def _count(self) -> None:
-        tenants = {tenant for tenant, _ in self._holds}
+        tenants = {hold.tenant for hold in self._holds.values()}
         self.promised_bytes = sum(distinct_bytes(self._of(tenant)) for tenant in tenants)
 
     def _of(self, tenant: bytes) -> list[Hold]:
@@ -220,17 +344,26 @@ class Holds:
     def _until_ms(self, hold: Hold) -> int:
         return self._clock.wall_ms() + self._left_ms(hold)
 
-    def _mark(self, hold: Hold) -> HoldMark:
-        return HoldMark(hold.handle, self._left_ms(hold))
+    def _state(self, hold: Hold) -> CopyState:
+        unknown = CopyState.UNDER_WAY if hold.replicas > 1 else CopyState.SINGLE
+        return self._states.get(hold.name, unknown)
+
+    def _marks(self, holds: Sequence[Hold]) -> list[HoldMark]:
+        """One for each handle; what is carried under it for other nodes is part of it."""
+        marks: dict[tuple[bytes, str], HoldMark] = {}
+        for hold in holds:
+            mark = HoldMark(hold.handle, self._left_ms(hold), hold.replicas, self._state(hold))
+            former = marks.setdefault((hold.tenant, hold.handle), mark)
+            if mark.remaining_ms > former.remaining_ms:
+                marks[hold.tenant, hold.handle] = mark
+        return list(marks.values())
 
 
-def _check(request: HoldRequest) -> None:
-    size_bytes = len(request.handle.encode())
-    if len(request.tenant) != TENANT_BYTES:
+def _check_promise(tenant: bytes, handle: str, ttl_ms: int) -> None:
+    size_bytes = len(handle.encode())
+    if len(tenant) != TENANT_BYTES:
         raise UsageError(f"a tenant has {TENANT_BYTES} bytes here: take its tenant_digest")
     if not 0 < size_bytes <= HANDLE_BYTES_MAX:
         raise UsageError(f"a handle has 1 to {HANDLE_BYTES_MAX} bytes, not {size_bytes}")
-    if not 0 < len(request.keys) <= HOLD_KEYS_MAX:
-        raise UsageError(f"a hold is for 1 to {HOLD_KEYS_MAX} blocks, not {len(request.keys)}")
-    if not 0 < request.ttl_ms <= HOLD_TTL_MS_MAX:
-        raise UsageError(f"a hold lasts 1 to {HOLD_TTL_MS_MAX} ms, not {request.ttl_ms}")
+    if not 0 < ttl_ms <= HOLD_TTL_MS_MAX:
+        raise UsageError(f"a hold lasts 1 to {HOLD_TTL_MS_MAX} ms, not {ttl_ms}")

@@ -41,6 +41,7 @@ class Promise:
     tenant: bytes
     handle: str
     ttl_ms: int
+    replicas: int
 
 
 def keys_behind(chain: Chain, start: int) -> Keys:
@@ -66,11 +67,11 @@ def erase(tenant: str, routes: Routes) -> Erased:
     return Erased(spread.number, tuple(sorted(_names(spread.pending, spread.durable, routes))))
 
 
-def hold(plan: Plan, handle: str, ttl_ms: int, routes: Routes) -> Held:
+def hold(plan: Plan, handle: str, ttl_ms: int, replicas: int, routes: Routes) -> Held:
     """Have a prefix kept by all nodes that have part of it, or by none."""
     if not plan.blocks:
         return Held(HoldOutcome.NOT_HELD)
-    promise = Promise(tenant_digest(plan.namespace.tenant), handle, ttl_ms)
+    promise = Promise(tenant_digest(plan.namespace.tenant), handle, ttl_ms, replicas)
     bits = np.array([1 << cell.index for cell in plan.cells], np.uint64)
     masks: Masks = {}
     for node in np.unique(plan.nodes).tolist():
@@ -82,9 +83,11 @@ def hold(plan: Plan, handle: str, ttl_ms: int, routes: Routes) -> Held:
     return declined or Held(HoldOutcome.GRANTED, _size_bytes(plan), int(plan.stops[-1]))
 
 
-def hold_keys(keys: Keys, tenant: str, handle: str, ttl_ms: int, routes: Routes) -> Held:
-    """Have blocks kept wherever they are, each cell of them once."""
-    promise = Promise(tenant_digest(tenant), handle, ttl_ms)
+def hold_keys(
+    keys: Keys, tenant: str, handle: str, ttl_ms: int, replicas: int, routes: Routes
+) -> Held:
+    """Have blocks kept wherever they are, each cell of them once, besides its copies."""
+    promise = Promise(tenant_digest(tenant), handle, ttl_ms, replicas)
     left = np.zeros(len(keys), np.uint64)
     names = dict(routes.nodes)  # a newer map may come meanwhile
     found = inspect(keys, routes).nodes
@@ -145,7 +148,9 @@ def _promise(promise: Promise, keys: Keys, masks: Masks, routes: Routes) -> Held
     """Ask for it node by node; who declined, if one did: then the others have let go again."""
     fresh: list[int] = []
     for node, mask, part in _shares(keys, masks):
-        request = HoldRequest(promise.tenant, promise.handle, part, mask, promise.ttl_ms)
+        request = HoldRequest(
+            promise.tenant, promise.handle, part, mask, promise.ttl_ms, promise.replicas
+        )
         outcome, extended = HoldOutcome.FAILED, False  # it may have granted all the same
         with suppress(UnavailableError):
             granted = routes.access(node).life.hold(request)

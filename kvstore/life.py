@@ -1,7 +1,7 @@
 """Life: what becomes of blocks that a node holds: deletes, promises, erasure, and what it says.
 
     delete ──> found no more ──> wiped for good ──> buried        a neighbour's gossip does the same
-    hold   ──> kept ──> released, or its time is up
+    hold   ──> kept ──> released, or its time is up               other nodes may carry a copy
     erase  ──> a tenant's next epoch: nobody computes its old keys any more
 
 A node that was in a map with others and finds cells at its start is *sealed*: others may have
@@ -14,10 +14,15 @@ Belongs to a ``kvstore.node.Node``, and is driven by its one thread. Does not co
 
 from collections.abc import Sequence
 
-from kvstore.burials import BurialBook, BurialPage
+import numpy as np
+
+from kvstore.burials import BurialBook, BurialPage, Ids
 from kvstore.calls import (
     INSPECT_KEYS_MAX,
+    CarryReply,
+    CarryRequest,
     HoldMark,
+    HoldOutcome,
     HoldReply,
     HoldRequest,
     Inspection,
@@ -29,6 +34,7 @@ from kvstore.errors import UsageError
 from kvstore.holds import Holds
 from kvstore.key import Keys
 from kvstore.lasting import Lasting
+from kvstore.replication import DEFAULT_PACE, Pace, Replication
 from kvstore.tenants import EpochPage, TenantEpochs
 from kvstore.tiers.behind import Behind
 from kvstore.tiers.copies import Copy, Where, copies_of
@@ -45,6 +51,8 @@ class Life:
         clock: Clock,
         lasting: Lasting,
         hold_bytes: int | None = None,
+        node_id: str = "",
+        pace: Pace = DEFAULT_PACE,
     ) -> None:
         self.tenants = TenantEpochs(lasting)
         self._tier = tier
@@ -53,6 +61,9 @@ class Life:
         self._lasting = lasting
         self.holds = Holds(tier, behind, clock, lasting, hold_bytes)
         self._deletes = Deletes(tier, behind, self.holds, clock, lasting)
+        self.replication = Replication(
+            self.holds, self._deletes.newest, self.tenants.epoch_of, clock, node_id, pace
+        )
         self._unseals = 0
         found_something = bool(tier.stats.adopted) or behind.has_disk
         self._seal(found_something and lasting.had_company)
@@ -120,9 +131,22 @@ class Life:
         """Do, and bury, what a neighbour has deleted and this node has not heard of."""
         self._deletes.hear(page)
 
+    def newest_deletes(self, keys: Keys) -> Ids:
+        """The newest delete of each block that this node has heard of; 0: none."""
+        return self._deletes.newest(keys)
+
     def hold(self, request: HoldRequest) -> HoldReply:
         """Promise to keep blocks for a tenant, all of them or none."""
         return self.holds.grant(request)
+
+    def carry(self, request: CarryRequest) -> CarryReply:
+        """Keep, for another node, what is here of a hold of its own; says what is not."""
+        nothing = np.zeros(len(request.cells), np.bool_)
+        if self.is_sealed:
+            return CarryReply(HoldOutcome.SEALED, nothing)
+        if request.tenant_epoch < self.tenants.epoch_of(request.tenant):
+            return CarryReply(HoldOutcome.RELEASED, nothing)
+        return self.holds.carry(request)
 
     def release_hold(self, tenant: bytes, handle: str) -> bool:
         """End a promise early; ``False`` if there is none."""

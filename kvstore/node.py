@@ -44,6 +44,7 @@ from kvstore.key import KEY_BYTES, Keys
 from kvstore.lasting import Lasting
 from kvstore.leases import Leases
 from kvstore.life import Life
+from kvstore.replication import DEFAULT_PACE, Pace
 from kvstore.sessions import Session, Sessions
 from kvstore.suspects import Suspects
 from kvstore.table import Cells, Generations, Slots, SlotState
@@ -79,6 +80,7 @@ class Node:
         behind: Behind | None = None,
         lasting: Lasting | None = None,
         hold_bytes: int | None = None,
+        pace: Pace = DEFAULT_PACE,
     ) -> None:
         self.identity = identity
         self.tier = tier
@@ -90,7 +92,7 @@ class Node:
         self._sessions = Sessions(tier, self._leases, clock, first)
         self._suspects = Suspects()
         lasting = Lasting.nowhere() if lasting is None else lasting
-        self.life = Life(tier, self.behind, clock, lasting, hold_bytes)
+        self.life = Life(tier, self.behind, clock, lasting, hold_bytes, identity.node_id, pace)
 
     def open_session(self) -> int:
         """Start a session; it lives while it beats. Answers 0 if there are too many."""
@@ -149,7 +151,7 @@ class Node:
             request.keys, request.cells, request.tokens, request.lengths, request.depths,
             request.spans, ttl_s, session.stamp,
         )  # fmt: skip
-        absent = np.flatnonzero(~held.held)
+        absent = np.flatnonzero(~(held.held | self._refuse_buried(request, held.held, reply)))
         names = offer.rows(absent).names()
         if len(set(names)) == len(names) and session.may_reserve(len(names)):
             self._reserve(session, offer, absent, reply)
@@ -287,6 +289,8 @@ class Node:
             promisable_bytes=life.holds.promisable_bytes,
             burials=len(life.burials),
             is_sealed=life.is_sealed,
+            short_holds=life.holds.short,
+            copied_cells=life.replication.copied_cells,
         )
 
     def drain_changes(self) -> Changes:
@@ -316,6 +320,16 @@ class Node:
 
     def _ttl_s(self, request: ReserveRequest) -> int:
         return self._default_ttl_s if request.ttl_s is None else request.ttl_s
+
+    def _refuse_buried(
+        self, request: ReserveRequest, held: npt.NDArray[np.bool_], reply: ReserveReply
+    ) -> npt.NDArray[np.bool_]:
+        """Copies from elsewhere of what was deleted, which their sender has not heard of."""
+        if request.burials is None:
+            return np.zeros(len(held), np.bool_)
+        buried = ~held & (self.life.newest_deletes(request.keys) > request.burials)
+        reply.refusals[buried] = Refusal.BURIED
+        return buried
 
     def _reserve(
         self, session: Session, offer: Offer, rows: npt.NDArray[np.intp], reply: ReserveReply

@@ -48,7 +48,8 @@ class Protection:
         self._below[numbers] += 1
         self._host.pin(slots[self._above[slots] == 0].tolist())
         self._above[slots] += 1
-        self._prolong(above.slots[above.held], numbers, until_ms)
+        self._prolong_above(above.slots[above.held], until_ms)
+        self._prolong_below(numbers, np.uint64(until_ms))
         self._behind.want(slots)
         here: Rows = above.held | below.held
         return here
@@ -92,7 +93,7 @@ class Protection:
         arrived, numbers = slots[below.held], below.slots[below.held]
         self._keep(numbers)
         self._below[numbers] += self._above[arrived]
-        self._prolong(arrived, numbers, records["expires_ms"][arrived])
+        self._prolong_below(numbers, records["expires_ms"][arrived])
         self._above[arrived] = 0
         self._host.unpin(arrived.tolist())
         self._behind.want(slots[~below.held])
@@ -130,17 +131,15 @@ class Protection:
         if disk is not None:
             disk.let_go(numbers)
 
-    def _prolong(
-        self, slots: Slots, numbers: Slots, until_ms: int | npt.NDArray[np.uint64]
-    ) -> None:
+    def _prolong_above(self, slots: Slots, until_ms: int) -> None:
         """Let cells that expire live until then, at least."""
-        until = np.asarray(until_ms, np.uint64)
         expires = self._host.table.slots["expires_ms"]
-        expires[slots] = np.where(expires[slots] != 0, np.maximum(expires[slots], until), 0)
+        expires[slots] = _later(expires[slots], np.uint64(until_ms))
+
+    def _prolong_below(self, numbers: Slots, until_ms: npt.NDArray[np.uint64] | np.uint64) -> None:
         disk = self._behind.disk
         if disk is not None and len(numbers):
-            former = disk.records["expires_ms"][numbers]
-            disk.set_expiry(numbers, np.where(former != 0, np.maximum(former, until), 0))
+            disk.set_expiry(numbers, _later(disk.records["expires_ms"][numbers], until_ms))
 
     def _curtail(self, slots: Slots, numbers: Slots, wall_ms: int) -> None:
         """Let cells live no longer than after a use just now."""
@@ -149,6 +148,14 @@ class Protection:
         disk = self._behind.disk
         if disk is not None and len(numbers):
             disk.set_expiry(numbers, _after_use(disk.records[numbers], wall_ms))
+
+
+def _later(
+    expires_ms: npt.NDArray[np.uint64], until_ms: npt.NDArray[np.uint64] | np.uint64
+) -> npt.NDArray[np.uint64]:
+    """The later of both, where there is an expiry."""
+    later: npt.NDArray[np.uint64] = np.where(expires_ms != 0, np.maximum(expires_ms, until_ms), 0)
+    return later
 
 
 def _after_use(records: npt.NDArray[np.void], wall_ms: int) -> npt.NDArray[np.uint64]:

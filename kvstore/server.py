@@ -3,6 +3,7 @@
     start:  claim the folders -> next incarnation -> adopt or make the arena, open the disk -> Node
             -> thread with an event loop: gRPC server, bulk process, loops
     loops:  tick 100 ms (sessions, leases)   heartbeats 100 ms   announcements 50 ms   bulk 100 ms
+            copies of what is held, on other nodes
     stop:   the same backwards; the arena stays, for the next incarnation
 
 Everything that touches the ``Node`` runs on the event loop's thread: no locks. Usable without Ray
@@ -23,6 +24,7 @@ from kvstore.calls import NodeIdentity
 from kvstore.clock import Clock, Deadline, SystemClock
 from kvstore.cluster_map import ClusterMap, NodeInfo
 from kvstore.config import NodeConfig
+from kvstore.copier_process import CopierProcess
 from kvstore.directory import Directory
 from kvstore.errors import StateError, UsageError
 from kvstore.fs import FileSystem, LinuxFileSystem
@@ -31,6 +33,7 @@ from kvstore.machine import default_arena_bytes, host_id
 from kvstore.membership import TICK_INTERVAL_S
 from kvstore.node import Node
 from kvstore.node_folder import NodeFolder
+from kvstore.replication import GRACE_S, Pace
 from kvstore.rpc.bulletin import Bulletin
 from kvstore.rpc.cache_service import CacheService
 from kvstore.rpc.cluster_service import ClusterService
@@ -38,6 +41,7 @@ from kvstore.rpc.directory_service import DirectoryService
 from kvstore.rpc.life_service import LifeService
 from kvstore.rpc.neighbourhood import Neighbourhood
 from kvstore.rpc.peer import Peer
+from kvstore.rpc.replicator import Replicator
 from kvstore.rpc.server import ControlServer
 from kvstore.secret import read_secret
 from kvstore.tiers.behind import Behind
@@ -91,12 +95,14 @@ class NodeServer:
         clock: Clock | None = None,
         fs: FileSystem | None = None,
         patience_s: float = PATIENCE_S,
+        copy_grace_s: float = GRACE_S,
     ) -> None:
         self._config = config
         self._place = place
         self._clock = clock or SystemClock()
         self._fs = fs or LinuxFileSystem()
         self._patience_s = patience_s
+        self._copy_grace_s = copy_grace_s
         self._claims: list[NodeFolder] = []
         self._up: Future[_Live] = Future()
         self._thread: threading.Thread | None = None
@@ -181,7 +187,8 @@ class NodeServer:
         behind = self._open_behind(tier)
         lasting = Lasting(LinuxFileSystem(), place.folder)
         default_ttl_s, hold_bytes = self._config.default_ttl_s or 0, self._config.hold_bytes
-        return Node(identity, tier, self._clock, default_ttl_s, behind, lasting, hold_bytes)
+        pace = Pace(self._config.replication_bytes_per_s, self._copy_grace_s)
+        return Node(identity, tier, self._clock, default_ttl_s, behind, lasting, hold_bytes, pace)
 
     def _open_behind(self, tier: HostTier) -> Behind:
         """The NVMe tier, opened by a process of its own: a miss until that has read the disk."""
@@ -237,6 +244,7 @@ class _Live:
         self._config = config
         self._clock = clock
         self._bulk: BulkProcess | None = None
+        self._copier: CopierProcess | None = None
         self._cache = CacheService(node, self.bulletin)
         self._life = LifeService(node, self.neighbourhood, self.bulletin, self._cache.audience)
         self._server = ControlServer(
@@ -272,6 +280,10 @@ class _Live:
         ):
             self._loops.append(asyncio.create_task(_every(interval_s, step)))
         self._loops.append(asyncio.create_task(self._mind_bulk()))
+        folder = Path(self.node.identity.arena_folder)
+        self._copier = CopierProcess(listening, folder, self._config.token_file)
+        replicator = Replicator(self.node, self.neighbourhood, self.bulletin, self._copier)
+        self._loops.append(asyncio.create_task(replicator.run()))
 
     async def stop(self) -> None:
         """The same backwards; also after a ``start`` that failed half-way."""
@@ -282,6 +294,8 @@ class _Live:
         await self._server.stop()
         await self._life.close()
         self.node.behind.stop()
+        if self._copier is not None:
+            await self._copier.stop()
         if self._bulk is not None:
             await asyncio.to_thread(self._bulk.stop)
 

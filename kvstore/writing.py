@@ -151,7 +151,7 @@ def _write_batch(
         written = transport.write(writes, deadline)
     finally:
         outcomes = np.array([one.outcome for one in written], np.uint8)
-        _give_back(access, session, reply, reserved, outcomes)
+        give_back(access, session, reply, reserved, outcomes)
     for row, outcome in zip(reserved.tolist(), outcomes.tolist(), strict=True):
         if outcome != WriteOutcome.FILLED:
             batch.outcomes[row] = CellOutcome.LOST
@@ -170,7 +170,7 @@ def _write_batch(
             batch.reasons[CellOutcome(code).name] += 1
 
 
-def _give_back(
+def give_back(
     access: NodeAccess,
     session: int,
     reply: ReserveReply,

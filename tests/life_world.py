@@ -25,6 +25,7 @@ from kvstore.fs import LinuxFileSystem
 from kvstore.key import Keys
 from kvstore.lasting import Lasting
 from kvstore.node import Node
+from kvstore.replication import DEFAULT_PACE, Pace
 from kvstore.tenants import tenant_digest
 from kvstore.tiers.behind import Behind
 from kvstore.tiers.host import HostTier
@@ -68,6 +69,8 @@ class LifeWorld:
     incarnation: int = 0
     operation: int = 0
     had_disk: bool = False
+    node_id: str = "node-a"
+    pace: Pace = DEFAULT_PACE
 
     def __post_init__(self) -> None:
         self.rng = random.Random(7)
@@ -98,7 +101,7 @@ class LifeWorld:
         if not self.has_disk:
             behind = Behind.nothing(self.host, self.clock, is_left=self.had_disk)
         self.had_disk |= self.has_disk
-        identity = NodeIdentity("node-a", self.incarnation, "h", str(self.folder))
+        identity = NodeIdentity(self.node_id, self.incarnation, "h", str(self.folder))
         lasting = Lasting(self.files, FOLDER)
         self.node = Node(
             identity,
@@ -107,6 +110,7 @@ class LifeWorld:
             behind=behind,
             lasting=lasting,
             hold_bytes=self.hold_bytes,
+            pace=self.pace,
         )
         self.life = self.node.life
         if self.has_disk:
@@ -179,9 +183,15 @@ class LifeWorld:
         return deletion
 
     def hold(
-        self, *numbers: int, handle: str = "h", ttl_s: float = 60, tenant: bytes = TENANT
+        self,
+        *numbers: int,
+        handle: str = "h",
+        ttl_s: float = 60,
+        tenant: bytes = TENANT,
+        replicas: int = 1,
     ) -> HoldReply:
-        request = HoldRequest(tenant, handle, keys_of(*numbers), 1, round(1000 * ttl_s))
+        ttl_ms = round(1000 * ttl_s)
+        request = HoldRequest(tenant, handle, keys_of(*numbers), 1, ttl_ms, replicas)
         return self.life.hold(request)
 
     def found(self, *numbers: int) -> list[bool]:

@@ -58,6 +58,7 @@ LAYERS: dict[str, int] = {
     "kvstore.entry": ENDS,
     "kvstore.cluster_routes": ENDS,
     "kvstore.server": ENDS,
+    "kvstore.copier": ENDS,
     "kvstore.cluster": CLUSTER,
     "kvstore.doctor": COMMAND,
     "kvstore.cli": COMMAND,

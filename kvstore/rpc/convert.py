@@ -140,6 +140,7 @@ def reserve_to_message(request: ReserveRequest, incarnation: int) -> cache_pb2.R
         depths=pack(request.depths, np.uint32),
         tokens=pack(request.tokens, np.uint32),
         spans=pack(request.spans, np.uint64),
+        burials=b"" if request.burials is None else pack(request.burials, np.uint64),
     )
 
 
@@ -157,6 +158,7 @@ def reserve_from_message(message: cache_pb2.ReserveRequest) -> ReserveRequest:
         depths=unpack(message.depths, np.uint32, count, "depths"),
         spans=unpack(message.spans, np.uint64, count, "spans"),
         ttl_s=message.ttl_s if message.HasField("ttl_s") else None,
+        burials=unpack(message.burials, np.uint64, count, "burials") if message.burials else None,
     )
 
 

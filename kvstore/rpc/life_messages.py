@@ -7,7 +7,11 @@ import numpy.typing as npt
 
 from kvstore.burials import PAGE_BURIALS_MAX, BurialDigest, BurialPage
 from kvstore.calls import (
+    CARRY_CELLS_MAX,
     HOLD_KEYS_MAX,
+    CarryReply,
+    CarryRequest,
+    CopyState,
     HoldMark,
     HoldOutcome,
     HoldReply,
@@ -108,6 +112,7 @@ def hold_to_message(request: HoldRequest) -> pb.HoldRequest:
         keys=pack(request.keys, np.uint8),
         mask=request.mask,
         ttl_ms=request.ttl_ms,
+        replicas=request.replicas,
     )
 
 
@@ -115,8 +120,9 @@ def hold_from_message(message: pb.HoldRequest) -> HoldRequest:
     """The other way."""
     keys = unpack_keys(message.keys, HOLD_KEYS_MAX)
     return HoldRequest(
-        tenant_of(message.tenant), message.handle, keys, message.mask, message.ttl_ms
-    )
+        tenant_of(message.tenant), message.handle, keys, message.mask, message.ttl_ms,
+        message.replicas or 1,
+    )  # fmt: skip
 
 
 def held_to_message(granted: Granted) -> pb.HoldReply:
@@ -131,12 +137,60 @@ def held_to_message(granted: Granted) -> pb.HoldReply:
 
 def held_from_message(message: pb.HoldReply) -> Granted:
     """The other way; refuses an outcome that we do not know."""
-    try:
-        outcome = HoldOutcome(message.outcome)
-    except ValueError:
-        raise invalid(f"outcome {message.outcome} of a hold is unknown") from None
+    outcome = _hold_outcome(message.outcome)
     reply = HoldReply(outcome, message.held_bytes, message.budget_bytes)
     return Granted(reply, message.extended)
+
+
+def carry_to_message(request: CarryRequest) -> pb.CarryRequest:
+    """Columns as they are."""
+    return pb.CarryRequest(
+        tenant=request.tenant,
+        handle=request.handle,
+        origin=request.origin,
+        keys=pack(request.keys, np.uint8),
+        cells=pack(request.cells, np.uint8),
+        sizes_bytes=pack(request.sizes_bytes, np.uint64),
+        more_bytes=request.more_bytes,
+        ttl_ms=request.ttl_ms,
+        age_ms=request.age_ms,
+        tenant_epoch=request.tenant_epoch,
+    )
+
+
+def carry_from_message(message: pb.CarryRequest) -> CarryRequest:
+    """The other way."""
+    keys = unpack_keys(message.keys, CARRY_CELLS_MAX)
+    return CarryRequest(
+        tenant=tenant_of(message.tenant),
+        handle=message.handle,
+        origin=message.origin,
+        keys=keys,
+        cells=convert.cells_from_bytes(message.cells, len(keys)),
+        sizes_bytes=unpack(message.sizes_bytes, np.uint64, len(keys), "sizes_bytes"),
+        more_bytes=message.more_bytes,
+        ttl_ms=message.ttl_ms,
+        age_ms=message.age_ms,
+        tenant_epoch=message.tenant_epoch,
+    )
+
+
+def carried_to_message(reply: CarryReply) -> pb.CarryReply:
+    """What is there, and what is wanted."""
+    return pb.CarryReply(outcome=reply.outcome, wanted=pack(reply.wanted, np.uint8))
+
+
+def carried_from_message(message: pb.CarryReply, cells: int) -> CarryReply:
+    """The reply to a call about so many cells."""
+    wanted = unpack(message.wanted, np.uint8, cells, "wanted").astype(np.bool_)
+    return CarryReply(_hold_outcome(message.outcome), wanted)
+
+
+def _hold_outcome(code: int) -> HoldOutcome:
+    try:
+        return HoldOutcome(code)
+    except ValueError:
+        raise invalid(f"outcome {code} of a hold is unknown") from None
 
 
 def tenant_of(data: bytes) -> bytes:
@@ -152,7 +206,15 @@ def inspected_to_message(blocks: list[Inspection]) -> pb.InspectReply:
 
 
 def _block_to_message(block: Inspection) -> pb.Inspection:
-    holds = [pb.HoldMark(handle=one.handle, remaining_ms=one.remaining_ms) for one in block.holds]
+    holds = [
+        pb.HoldMark(
+            handle=one.handle,
+            remaining_ms=one.remaining_ms,
+            replicas=one.replicas,
+            state=one.state,
+        )
+        for one in block.holds
+    ]
     return pb.Inspection(
         arena_mask=block.arena_mask,
         disk_mask=block.disk_mask,
@@ -179,12 +241,20 @@ def inspected_from_message(
             size_bytes=block.size_bytes,
             ttl_s=block.ttl_s,
             remaining_ms=block.remaining_ms,
-            holds=tuple(HoldMark(one.handle, one.remaining_ms) for one in block.holds),
+            holds=tuple(map(_mark_from_message, block.holds)),
             verified_ms_ago=block.verified_ms_ago if block.HasField("verified_ms_ago") else None,
             buried_ms_ago=block.buried_ms_ago if block.HasField("buried_ms_ago") else None,
         )
         for key, block in zip(keys, message.blocks, strict=True)
     ]
+
+
+def _mark_from_message(mark: pb.HoldMark) -> HoldMark:
+    try:
+        state = CopyState(mark.state)
+    except ValueError:
+        raise invalid(f"state {mark.state} of a hold's copies is unknown") from None
+    return HoldMark(mark.handle, mark.remaining_ms, mark.replicas or 1, state)
 
 
 def deleted_to_message(spread: Spread) -> pb.DeleteReply:

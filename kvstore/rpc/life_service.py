@@ -31,7 +31,7 @@ from kvstore.rpc.cluster_pb2 import OVERLOADED
 from kvstore.rpc.life_pb2_grpc import LifeServicer
 from kvstore.rpc.peer import Peer
 from kvstore.rpc.tasks import Tasks
-from kvstore.rpc.wire import ONWARD, WireFault, unpack_keys
+from kvstore.rpc.wire import ONWARD, WireFault, invalid, unpack_keys
 from kvstore.tenants import PAGE_TENANTS_MAX, EpochPage
 
 log = logging.getLogger(__name__)
@@ -139,6 +139,14 @@ class LifeService(LifeServicer):
         marks = self._node.life.holds_of(wanted.tenant)
         extended = any(mark.handle == wanted.handle for mark in marks)
         return messages.held_to_message(Granted(self._node.life.hold(wanted), extended))
+
+    @answering(pb.CarryReply)
+    def Carry(self, request: pb.CarryRequest) -> pb.CarryReply:
+        wanted = messages.carry_from_message(request)
+        origin = self._bulletin.now.map.by_id(wanted.origin)
+        if origin is None or wanted.origin == self._node.identity.node_id:
+            raise invalid(f"{wanted.origin} is no other node of this node's map")
+        return messages.carried_to_message(self._node.life.carry(wanted))
 
     @answering(pb.ReleaseHoldReply)
     def ReleaseHold(self, request: pb.ReleaseHoldRequest) -> pb.ReleaseHoldReply:

@@ -12,6 +12,7 @@ import grpc
 import numpy as np
 
 from kvstore.burials import BurialPage
+from kvstore.calls import CarryReply, CarryRequest
 from kvstore.cluster_map import ClusterMap
 from kvstore.directory import Announcement, Answer
 from kvstore.key import Keys
@@ -27,6 +28,7 @@ from kvstore.tenants import EpochPage
 
 ANNOUNCE_DEADLINE_S = 2.0
 PAGE_DEADLINE_S = 2.0
+CARRY_DEADLINE_S = 2.0
 
 Value = TypeVar("Value")
 
@@ -121,6 +123,13 @@ class Peer:
         request = life_pb2.PageRequest(start=start)
         reply = await self._asked(self._life.Epochs, request, PAGE_DEADLINE_S)
         return self._read(life_messages.epochs_from_message, reply)
+
+    async def carry(self, request: CarryRequest) -> CarryReply | None:
+        """Ask the other node to keep a copy of these cells."""
+        message = life_messages.carry_to_message(request)
+        reply = await self._asked(self._life.Carry, message, CARRY_DEADLINE_S)
+        cells = len(request.cells)
+        return self._read(lambda found: life_messages.carried_from_message(found, cells), reply)
 
     async def close(self) -> None:
         """Hang up."""

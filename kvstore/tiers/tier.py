@@ -25,6 +25,8 @@ class Refusal(IntEnum):
     """The session is unknown: open a new one."""
     SHRUNK = 6
     """Retired offsets leave no stretch of memory as long as the cell, whatever is evicted."""
+    BURIED = 7
+    """A copy of a block that was deleted since, which the sender has not heard of."""
 
 
 class Commitment(Enum):

@@ -27,6 +27,7 @@ from kvstore.cluster_map import ClusterMap, NodeInfo
 from kvstore.errors import UnavailableError
 from kvstore.fs import LinuxFileSystem
 from kvstore.key import Chain
+from kvstore.replication import GRACE_S
 from kvstore.rpc.client import ControlClient
 from kvstore.table import KeyTable, SlotState
 from tests.hold import client_process, prompts
@@ -180,14 +181,16 @@ class StorageNode(Child):
         prefix: Sequence[str] = (),
         nvme_folder: Path | None = None,
         nvme_bytes: int = NVME_BYTES,
+        copy_grace_s: float = GRACE_S,
     ) -> None:
         self._how = (
             folder, index, arena_bytes, bind_host, advertise_host, token_file, prefix, nvme_folder,
-            nvme_bytes,
+            nvme_bytes, copy_grace_s,
         )  # fmt: skip
         words = [str(index), f"node-{index}", str(folder / f"state-{index}")]
         words += [str(folder / f"arena-{index}"), f"host-{index}"]
         words += ["--arena-bytes", str(arena_bytes), "--bind-host", bind_host]
+        words += ["--copy-grace-s", str(copy_grace_s)]
         words += ["--advertise-host", advertise_host] if advertise_host else []
         words += ["--token-file", str(token_file)] if token_file else []
         if nvme_folder is not None:

@@ -13,6 +13,7 @@ from pydantic import ByteSize
 
 from kvstore.config import NodeConfig
 from kvstore.errors import SamovarError
+from kvstore.replication import GRACE_S
 from kvstore.server import PATIENCE_S, NodePlace, NodeServer
 
 ARENA_BYTES = ByteSize(4 << 20)
@@ -34,7 +35,9 @@ def main() -> int:
         token_file=arguments.token_file,
     )
     place = NodePlace(arguments.index, arguments.node_id, arguments.folder, arguments.arena_folder)
-    server = NodeServer(config, place, patience_s=arguments.patience_s)
+    server = NodeServer(
+        config, place, patience_s=arguments.patience_s, copy_grace_s=arguments.copy_grace_s
+    )
     try:
         info = server.start()
     except SamovarError as fault:
@@ -60,6 +63,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--advertise-host")
     parser.add_argument("--token-file", type=Path)
     parser.add_argument("--patience-s", type=float, default=PATIENCE_S)
+    parser.add_argument("--copy-grace-s", type=float, default=GRACE_S)
     return parser.parse_args()
 
 

@@ -123,7 +123,7 @@ class Vows:
 
 def kept(nodes: Iterable[StorageNode], tenant: str, handle: str) -> list[str]:
     """Which nodes have a promise of that handle."""
-    name = tenant_digest(tenant), handle
+    name = tenant_digest(tenant), handle, ""
     return [node.process.name for node in nodes if name in node.node.life.holds._holds]
 
 
@@ -133,7 +133,7 @@ def lives_of(nodes: Iterable[StorageNode]) -> dict[int, int]:
 
 
 def _promised(node: StorageNode, asked: Asked) -> set[Name]:
-    hold = node.node.life.holds._holds.get((tenant_digest(asked.tenant), asked.handle))
+    hold = node.node.life.holds._holds.get((tenant_digest(asked.tenant), asked.handle, ""))
     if hold is None:
         return set()
     cells = hold.cells.tolist()
@@ -155,7 +155,7 @@ def _over(node: StorageNode) -> list[str]:
     holds = node.node.life.holds
     now_s = node.machine.clock.monotonic_s()
     faults = []
-    tenants = {tenant for tenant, _ in holds._holds}
+    tenants = {tenant for tenant, _, _ in holds._holds}
     each = [distinct_bytes(holds._of(tenant)) for tenant in tenants]
     if max(each, default=0) > holds.tenant_bytes_max or sum(each) > holds.promisable_bytes:
         faults.append(f"{each} bytes are promised")

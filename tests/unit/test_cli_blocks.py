@@ -94,6 +94,20 @@ def test_hold_inspect_release(run: Run) -> None:
     assert (code, last_line(output)) == (0, {"found": True, "silent": []})
 
 
+def test_copies_are_asked_for_and_looked_at(run: Run) -> None:
+    words = ("hold", "contract", *HEX, "--ttl", "1h", "--replicas", "2")
+    code, output, _ = run(*words)
+    assert code == 0
+    assert "Another node gets a copy; samovar inspect says when it has it." in output
+    _, output, _ = run("inspect", HEX[0], "--json")
+    assert "(1 of 2 copies: the" in output
+    (mark,) = last_line(output)["nodes"]["node-1"][0]["holds"]
+    assert (mark["copies"], mark["replicas"], mark["state"]) == (1, 2, "UNDER_WAY")
+    _, output, _ = run("hold", "alone", *HEX, "--ttl", "1h")
+    assert "copy" not in output
+    assert run("hold", "contract", *HEX, "--ttl", "1h", "--replicas", "3")[0] == 2
+
+
 def test_what_is_declined_is_said_with_the_reason(run: Run) -> None:
     code, output, _ = run("hold", "contract", "ab" * 32, "--ttl", "5m", "--json")
     assert code == 1

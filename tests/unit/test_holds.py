@@ -1,10 +1,12 @@
 """Holds: what is promised is kept through eviction, expiry, restarts and a disk that goes away."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from xxhash import xxh3_64_digest
 
 from kvstore.block import HEADER_BYTES
 from kvstore.calls import (
@@ -312,6 +314,44 @@ def test_holds_on_a_real_disk(tmp_path: Path) -> None:
     clock.advance(30)
     assert files.read() == []
     assert not list((tmp_path / HOLDS_FOLDER).iterdir())
+
+
+def test_a_file_knows_of_copies_and_of_releases(tmp_path: Path) -> None:
+    clock = ManualClock()
+    files = HoldFiles(Lasting(LinuxFileSystem(), tmp_path), clock)
+    assert files.read() == []
+    keys, cells, sizes_bytes = keys_of(1), cells_of(0), np.array([1], np.uint64)
+    until_s = clock.now_s + 40
+    mine = Hold(TENANT, "h", keys, cells, sizes_bytes, 60_000, until_s, clock.now_s - 5, 2, "", "b")
+    theirs = replace(mine, origin="ü", partner="ü")
+    released = replace(mine.select(np.zeros(1, np.bool_)), born_s=clock.now_s, partner="")
+    for hold in (mine, theirs, released):
+        files.write(hold)
+    clock.advance(10)
+    found = {(hold.origin, len(hold)): hold for hold in files.read()}
+    assert len(found) == 3
+    for hold in (mine, theirs, released):
+        back = found[hold.origin, len(hold)]
+        assert (back.name, back.replicas, back.partner) == (hold.name, 2, hold.partner)
+        assert back.born_s == pytest.approx(hold.born_s)
+    files.remove(mine)
+    files.remove(released)
+    assert [hold.origin for hold in files.read()] == ["ü"]
+
+
+def test_a_file_of_another_version_is_said_once_and_dropped(
+    diskless: LifeWorld, caplog: pytest.LogCaptureFixture
+) -> None:
+    diskless.put(1)
+    diskless.hold(1)
+    (name,) = diskless.files.names(FOLDER / HOLDS_FOLDER)
+    path = FOLDER / HOLDS_FOLDER / name
+    body = (diskless.files.read(path) or b"")[:-8].replace(b"SMVHOLD2", b"SMVHOLD1")
+    diskless.files.replace(path, body + xxh3_64_digest(body))
+    diskless.restart()
+    assert caplog.text.count("is damaged") == 1
+    assert diskless.life.holds_of(TENANT) == []
+    assert not diskless.files.names(FOLDER / HOLDS_FOLDER)
 
 
 def test_whatever_file_operation_fails_no_promise_is_made_up() -> None:

@@ -182,6 +182,22 @@ def test_what_is_not_there_is_not_promised(embedded: Samovar) -> None:
     assert embedded.release("mine").found is False
 
 
+@pytest.mark.parametrize("replicas", [0, 3])
+def test_copies_that_cannot_be_are_a_callers_bug(embedded: Samovar, replicas: int) -> None:
+    with pytest.raises(UsageError, match="replicas must be 1 to 2"):
+        embedded.hold(NAMESPACE, PROMPT, "mine", 60.0, replicas=replicas)
+    with pytest.raises(UsageError, match="replicas must be 1 to 2"):
+        embedded.hold_keys(some_keys(1), "mine", 60.0, replicas=replicas)
+
+
+def test_a_lone_node_promises_one_of_two_copies(embedded: Samovar) -> None:
+    assert embedded.hold(NAMESPACE, PROMPT, "mine", 60.0, replicas=2).granted
+    (block,) = embedded.inspect(Chain.of(NAMESPACE, PROMPT).keys[:1]).nodes["embedded"]
+    (mark,) = block.holds
+    assert (mark.copies, mark.replicas) == (1, 2)
+    assert embedded.stats().short_holds == 1
+
+
 def test_a_promise_by_keys_is_the_same(embedded: Samovar) -> None:
     keys = Chain.of(NAMESPACE, PROMPT).keys
     held = embedded.hold_keys(keys, "mine", 60.0)

@@ -1,17 +1,25 @@
 """Packed arrays and conversions: what comes out is what went in, and nothing broken gets in."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 
-from kvstore.calls import MAX_CELLS_PER_CALL, NodeIdentity, NodeStats
+from kvstore.calls import (
+    MAX_CELLS_PER_CALL,
+    CarryReply,
+    CarryRequest,
+    HoldOutcome,
+    NodeIdentity,
+    NodeStats,
+)
 from kvstore.changes import Changes, Digest
 from kvstore.cluster_map import ClusterMap
 from kvstore.directory import Announcement, Answer, Reception
+from kvstore.errand import Done, Errand
 from kvstore.holders import Located
 from kvstore.membership import Heartbeat
-from kvstore.rpc import cluster_pb2, convert, directory_pb2, wire
+from kvstore.rpc import cluster_pb2, convert, directory_pb2, life_messages, wire
 from kvstore.tiers.nvme.spill import NvmeStats
 from kvstore.tiers.stats import HostStats
 from tests.served import reserve_request, some_keys, two_nodes
@@ -106,6 +114,59 @@ def test_a_short_column_is_invalid(name: str) -> None:
     with pytest.raises(wire.WireFault) as fault:
         convert.reserve_from_message(message)
     assert fault.value.outcome == cluster_pb2.INVALID
+
+
+def test_burials_go_with_copies_only() -> None:
+    request = reserve_request(5, some_keys(3))
+    message = convert.reserve_to_message(request, incarnation=9)
+    assert convert.reserve_from_message(message).burials is None
+    copies = replace(request, burials=np.array([0, 7, (1 << 64) - 1], np.uint64))
+    message = convert.reserve_to_message(copies, incarnation=9)
+    back = convert.reserve_from_message(message).burials
+    assert back is not None
+    assert back.tolist() == [0, 7, (1 << 64) - 1]
+    message.burials = message.burials[:-8]
+    with pytest.raises(wire.WireFault, match="burials"):
+        convert.reserve_from_message(message)
+
+
+def test_what_is_carried_goes_there_and_back() -> None:
+    request = CarryRequest(
+        b"t" * 16, "räder", "node-ü", some_keys(2), np.array([0, 63], np.uint8),
+        np.array([1, 1 << 40], np.uint64), 5, 6, 7, 8,
+    )  # fmt: skip
+    message = life_messages.carry_to_message(request)
+    back = life_messages.carry_from_message(message)
+    for field in fields(CarryRequest):
+        name = field.name
+        assert np.array_equal(getattr(back, name), getattr(request, name)), name
+    message.sizes_bytes = message.sizes_bytes[:-1]
+    with pytest.raises(wire.WireFault, match="sizes_bytes"):
+        life_messages.carry_from_message(message)
+    reply = CarryReply(HoldOutcome.SEALED, np.array([True, False]))
+    answer = life_messages.carried_to_message(reply)
+    back_reply = life_messages.carried_from_message(answer, 2)
+    assert back_reply.outcome is HoldOutcome.SEALED
+    assert back_reply.wanted.tolist() == [True, False]
+    with pytest.raises(wire.WireFault, match="wanted"):
+        life_messages.carried_from_message(answer, 3)
+    answer.outcome = 99
+    with pytest.raises(wire.WireFault, match="outcome 99"):
+        life_messages.carried_from_message(answer, 2)
+
+
+def test_errands_go_there_and_back() -> None:
+    burials = np.array([0, (1 << 63) - 1], np.uint64)
+    errand = Errand("h:1", "h:2", some_keys(2), np.array([0, 63], np.uint8), burials)
+    line = errand.pack()
+    assert line.count(b"\n") == 1
+    back = Errand.unpack(line)
+    assert (back.control, back.bulk) == ("h:1", "h:2")
+    for name in ("keys", "cells", "burials"):
+        assert np.array_equal(getattr(back, name), getattr(errand, name)), name
+    done = Done(3, "no\nanswer")
+    assert done.pack().count(b"\n") == 1
+    assert Done.unpack(done.pack()) == done
 
 
 def test_a_cell_outside_any_grid_is_invalid() -> None:
