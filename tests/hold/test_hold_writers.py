@@ -74,17 +74,18 @@ def test_hold_reservations_end_with_their_writer_though_a_fork_has_its_sockets(t
 
 
 @pytest.mark.parametrize(
-    ("point", "host"), [("rows", "host-0"), ("fill", "host-0"), ("fill", "elsewhere")]
+    ("point", "passages", "host"),
+    [("rows", 1, "host-0"), ("fill", 5, "host-0"), ("fill", 5, "elsewhere")],
 )
 def test_hold_when_the_first_of_two_writers_dies_the_second_stores(
-    tier: Tier, point: str, host: str
+    tier: Tier, point: str, passages: int, host: str
 ) -> None:
     node = tier.node()
     tier.publish(node.info)
     first, second, reader = tier.client(node, host), tier.client(node), tier.client(node)
     second.stores(2, TOKENS)
     first.stores(1, 96)
-    first.order("put", 1, TOKENS, pause=(point, 5))
+    first.order("put", 1, TOKENS, pause=(point, passages))
     first.paused(point)
     waiting = second.put(1, TOKENS)
     assert (waiting["present"], waiting["busy"], waiting["refused"]) == (6, 4, 0)

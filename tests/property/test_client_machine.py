@@ -294,4 +294,4 @@ class ClientMachineAtLength(ClientMachine):
 
 
 TestClientAtLength = pytest.mark.slow(ClientMachineAtLength.TestCase)
-TestClientAtLength.settings = settings(max_examples=1000, stateful_step_count=50, deadline=None)
+TestClientAtLength.settings = settings(max_examples=400, stateful_step_count=50, deadline=None)

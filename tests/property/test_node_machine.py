@@ -343,7 +343,8 @@ class NodeMachine(RuleBasedStateMachine):
         before = {name for name in self.oracle.held if name[0] in {key.tobytes() for key in keys}}
         if by_gossip:
             self.deletes += 1
-            ids = np.full(len(keys), self.deletes << 56, np.uint64)
+            # Newer than every id that this node gives: those begin with the time.
+            ids = np.full(len(keys), (1 + self.deletes) << 56, np.uint64)
             self.node.life.deletes_from(BurialPage(keys, ids, np.zeros(len(keys), np.uint64)))
         else:
             assert self.node.life.bury(self.node.life.delete(keys))
@@ -496,4 +497,4 @@ class NodeMachineAtLength(NodeMachine):
 
 
 TestNodeAtLength = pytest.mark.slow(NodeMachineAtLength.TestCase)
-TestNodeAtLength.settings = settings(max_examples=1500, stateful_step_count=50, deadline=None)
+TestNodeAtLength.settings = settings(max_examples=500, stateful_step_count=50, deadline=None)

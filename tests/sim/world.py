@@ -112,7 +112,8 @@ class World:
     def _in_here(self, tell: Callable[[], None]) -> Ran:
         listener = _Errors(self.scheduler)
         logger = logging.getLogger("kvstore")
-        level, logger.level = logger.level, logging.ERROR
+        level = logger.level
+        logger.setLevel(logging.ERROR)
         logger.addHandler(listener)
         try:
             with simulated(self, SimBulk):
@@ -124,7 +125,7 @@ class World:
             raise SimulationFailure("\n".join([*self.scheduler.trace.last, str(failure)])) from None
         finally:
             logger.removeHandler(listener)
-            logger.level = level
+            logger.setLevel(level)
         trace = self.scheduler.trace
         return Ran(trace.digest(), self.scheduler.now_s, trace.lines)
 

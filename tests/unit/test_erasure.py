@@ -124,9 +124,9 @@ def test_a_node_that_is_away_is_pending_and_learns_it_from_its_neighbour(
     first.join_map(ClusterMap.of(2, [first.info, away]))
     with client_of(first) as near, client_of(second) as far:
         assert near.erase("somebody") == Erased(1, ("node-2",))
-        assert far.renewed(OURS) is OURS
-        first.join_map(ClusterMap.of(3, [first.info, second.info]))
         tenant = tenant_digest("somebody")
+        assert second.node.life.tenants.epoch_of(tenant) == 0
+        first.join_map(ClusterMap.of(3, [first.info, second.info]))
         first.beats_until(lambda: second.node.life.tenants.epoch_of(tenant) == 1)
         second.beats_until(lambda: far.renewed(OURS).tenant_epoch == 1)
 
