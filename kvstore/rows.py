@@ -24,8 +24,9 @@ class KVRows(Protocol):
     def rows(self, layer: int, start: int, stop: int) -> npt.NDArray[np.uint8]:
         """A view of tokens ``[start, stop)``, uint8 ``[heads, stop - start, row_bytes]``.
 
-        ``layer`` is the model's own number, tokens are positions in the prompt. Each head's
-        ``[stop - start, row_bytes]`` must be contiguous; heads may lie anywhere.
+        ``layer`` is the model's own number, tokens are positions in the prompt, and may be all that
+        is moved: many blocks. Each head's ``[stop - start, row_bytes]`` must be contiguous; heads
+        may lie anywhere.
         """
         ...
 
