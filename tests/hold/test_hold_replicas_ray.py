@@ -12,7 +12,7 @@ from tests.hold import prompts
 from tests.hold.test_hold_deletes import KEPT, SPACE, TOKENS, finds_what_was_kept, right
 from tests.ray_tier import eventually, ray_tier
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 KEYS = Chain.of(SPACE, prompts.token_ids(KEPT, TOKENS)).keys
 

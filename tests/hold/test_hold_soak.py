@@ -119,7 +119,7 @@ def sampled(soak: Soak, seconds: float, now_s: Callable[[], float]) -> list[Samp
     return samples
 
 
-@pytest.mark.parametrize("seconds", [20, pytest.param(600, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seconds", [10, pytest.param(600, marks=pytest.mark.slow)])
 def test_hold_nothing_grows_with_requests_served(
     tier: Tier, tmp_path: Path, seconds: int, record_property: Callable[[str, object], None]
 ) -> None:
