@@ -104,6 +104,7 @@ def test_an_answered_prompt_is_not_written_to_the_disk_for_that(engines: Engines
 def test_what_another_request_reads_is_written(engines: Engines) -> None:
     engines.answer()
     assert engines.match(engines.request()).tokens == BOUNDARY
+    engines.tier.close()  # waits for the touch, which a reader does not wait for
     engines.world.pass_time(2.0)
     assert engines.below() == 3
 
