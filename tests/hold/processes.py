@@ -23,6 +23,7 @@ import numpy.typing as npt
 from kvstore.arena import ARENA_FILE, Arena
 from kvstore.block import HEADER_BYTES
 from kvstore.calls import NodeStats
+from kvstore.client import Samovar
 from kvstore.cluster_map import ClusterMap, NodeInfo
 from kvstore.errors import UnavailableError
 from kvstore.fs import LinuxFileSystem
@@ -257,6 +258,13 @@ class Tier:
             with one_call(info) as control, suppress(UnavailableError):
                 control.set_map(cluster_map)
         return cluster_map
+
+
+@contextmanager
+def client_of(node: "StorageNode", host_id: str | None = None) -> Iterator[Samovar]:
+    """In this process; on the node's own host, unless it is said to be on another one."""
+    with Samovar.connect(node.info.control, host_id=host_id or node.info.host_id) as client:
+        yield client
 
 
 @contextmanager

@@ -64,3 +64,8 @@ class Rows:
             np.array_equal(mine[:, :tokens], theirs[:, :tokens])
             for mine, theirs in zip(self.arrays, other.arrays, strict=True)
         )
+
+
+def right(number: int) -> Rows:
+    """A prompt's rows, all heads, of nobody's."""
+    return Rows.of(number, "", slice(None))

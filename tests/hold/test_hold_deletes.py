@@ -4,8 +4,6 @@ The nodes are real processes; blocks are on both, in arenas and on disks. Whoeve
 said to be pending, and shows nothing of it when it is back.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -14,24 +12,14 @@ import pytest
 from kvstore.client import Samovar
 from kvstore.key import Chain
 from tests.hold import prompts
-from tests.hold.processes import StorageNode, Tier, settles, stats_of
+from tests.hold.processes import StorageNode, Tier, client_of, settles, stats_of
+from tests.hold.prompts import right
 from tests.served import eventually
 
 TOKENS = 160
 BLOCKS = 10
 GONE, KEPT = 1, 2
 SPACE = prompts.namespace()
-
-
-@contextmanager
-def client_of(node: StorageNode, host_id: str | None = None) -> Iterator[Samovar]:
-    """On the node's own host, unless it is said to be on another one."""
-    with Samovar.connect(node.info.control, host_id=host_id or node.info.host_id) as client:
-        yield client
-
-
-def right(prompt: int) -> prompts.Rows:
-    return prompts.Rows.of(prompt, "", slice(None))
 
 
 def store(node: StorageNode, *stored: int) -> None:

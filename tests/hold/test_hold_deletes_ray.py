@@ -10,6 +10,7 @@ import pytest
 from kvstore.client import Samovar
 from kvstore.key import Chain
 from tests.hold import prompts
+from tests.hold.prompts import right
 from tests.hold.test_hold_deletes import (
     GONE,
     KEPT,
@@ -17,7 +18,6 @@ from tests.hold.test_hold_deletes import (
     TOKENS,
     fetched,
     finds_what_was_kept,
-    right,
 )
 from tests.ray_tier import RayTier, eventually, ray_tier
 

@@ -6,8 +6,6 @@ node is given up after a second here, so that nobody waits for ten.
 
 import os
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +18,8 @@ from kvstore.clock import SystemClock
 from kvstore.cluster_map import ClusterMap
 from kvstore.key import Chain
 from tests.hold import prompts
-from tests.hold.processes import StorageNode, Tier, settles, stats_of
+from tests.hold.processes import StorageNode, Tier, client_of, settles, stats_of
+from tests.hold.prompts import right
 from tests.served import eventually
 
 TOKENS = 160
@@ -31,16 +30,6 @@ TTL_S = 3600
 GRACE_S = 1.0
 GET_DEADLINE_S = 5.0
 SLOW = pytest.mark.slow
-
-
-@contextmanager
-def client_of(node: StorageNode, host_id: str | None = None) -> Iterator[Samovar]:
-    with Samovar.connect(node.info.control, host_id=host_id or node.info.host_id) as client:
-        yield client
-
-
-def right(prompt: int) -> prompts.Rows:
-    return prompts.Rows.of(prompt, "", slice(None))
 
 
 def fetched(node: StorageNode, prompt: int) -> int:

@@ -76,9 +76,9 @@ def show(story: Story, console: Console) -> None:
         f"It took {warm.ttft_s / story.own_hit.report.ttft_s:.2f} times as long as an own hit."
     )
     console.print(
-        "The samples behind the medians were taken in turns, each when no node had written a "
-        f"block to its disk for {QUIET_S:g} s. B's first answer was not: it is what made node 1 "
-        "write the contract."
+        "The samples behind the medians were taken in turns, once no node had written a block to "
+        f"its disk for {QUIET_S:g} s, and each right behind an answer to the first question. B's "
+        "first answer was not: it is what made node 1 write the contract."
     )
     console.print(
         f"After the restart the first token came {cold_s / restarted.ttft_s:.1f} times sooner, "
