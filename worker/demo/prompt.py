@@ -1,9 +1,12 @@
 """The demo's prompts: one contract, two questions about it, in the model's own chat format.
 
-    [ chat opening | contract ][ question | chat closing ]
-                              └ boundary: what both prompts share, where a tail block may end
+    [ chat opening | contract | blank line ][ question | chat closing ]
+                                           └ boundary: all that both prompts share, where a tail
+                                             block may end
 
 The two parts are tokenised apart, so that the shared part has the same token ids whatever follows.
+The questions differ from their first token on, so that a worker which continues its own cache runs
+as many tokens as one which has the shared part from the tier.
 
 Does not cover: the model (see ``worker.demo.model``).
 """
@@ -64,11 +67,12 @@ def prompt_of(tokenizer: Tokenizer, document: str, question: str) -> Prompt:
 
 def _chat(tokenizer: Tokenizer, document: str, question: str) -> tuple[str, str]:
     """The prompt's text, cut behind the document."""
+    shared = f"{document}\n\n"
     if not tokenizer.chat_template:
-        return document, f"\n\nQuestion: {question}\nAnswer:"
-    message = {"role": "user", "content": f"{document}\n\n{question}"}
+        return f"{shared}Question: ", f"{question}\nAnswer:"
+    message = {"role": "user", "content": f"{shared}{question}"}
     text = tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
-    before, found, after = str(text).partition(document)
+    before, found, after = str(text).partition(shared)
     if not found:
         raise UsageError("the model's chat template changes the document: name another model")
-    return before + document, after
+    return before + shared, after
