@@ -12,9 +12,9 @@ import threading
 from functools import partial
 from pathlib import Path
 
-import psutil
 import pytest
 
+from kvstore.tiers.nvme import worker
 from tests.hold.processes import Client, StorageNode, Tier, settles, stats_of
 from tests.served import eventually
 
@@ -66,11 +66,7 @@ def test_hold_a_whole_cluster_is_warm_from_its_disks(
     nodes = two_nodes(tier, tmp_path)
     before = [stats_of(node).nvme for node in nodes]
     cold(nodes)
-    back = [node.info for node in nodes]
-    for index in order:
-        nodes[index] = tier.started(nodes[index].restarted())
-        back[index] = nodes[index].info
-        tier.publish(*back)
+    tier.restart(nodes, *order)
     for node, was in zip(nodes, before, strict=True):
         reader = tier.client(node)
         for prompt in (*FIRST, *SECOND):
@@ -102,17 +98,7 @@ def test_hold_lost_memory_of_one_node_leaves_the_other_as_it_was(
         settles(node)
 
 
-def disk_process(node: StorageNode) -> int:
-    """The child that reads and writes a node's slab."""
-    (pid,) = (
-        child.pid
-        for child in psutil.Process(node.pid).children()
-        if "kvstore.tiers.nvme.worker" in child.cmdline()
-    )
-    return pid
-
-
-@pytest.mark.parametrize("rounds", [4, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rounds", [4, pytest.param(30, marks=pytest.mark.slow)])
 def test_hold_kills_under_load_leave_right_bytes_and_exact_sums(
     tier: Tier, tmp_path: Path, rounds: int
 ) -> None:
@@ -125,7 +111,7 @@ def test_hold_kills_under_load_leave_right_bytes_and_exact_sums(
         opens(node)
         for prompt in range(begin, begin + 5):
             writer.put(prompt, 1600)
-        victim = script.choice((node.pid, disk_process(node)))
+        victim = script.choice((node.pid, node.child(worker.__name__).pid))
         writer.order("put", begin + 5, 1600)
         pause.wait(script.uniform(0.0, 0.1))
         os.kill(victim, signal.SIGKILL)
