@@ -1,7 +1,7 @@
 # Samovar: every target sets up .venv first, when what it is made from changed.
 #
 #   make demo        a cold prompt on one worker, the warm answer on another
-#   make test        the fast tests;  make test-all  every test
+#   make test        the fast tests, shared by two processes;  make test-all  every test
 #   make test-oldest the engine's tests with the oldest versions that pyproject.toml allows
 #   make bench       one row per claim, each beside its limit
 #   make lint        ruff, formatting, types;  make format  puts the formatting right
@@ -11,12 +11,16 @@
 # PyTorch's CPU wheels (its install page has the address):
 #   make demo TORCH_INDEX=URL
 # Arguments go through:  make demo ARGS="--json"   make test ARGS="-k arena"
+# In one process, for a debugger or to see what is printed:  make test WORKERS=0 ARGS="--pdb -s"
 
 PYTHON ?= python3
 TORCH_INDEX ?=
 # What test-oldest runs with. The oldest in range is 2.6.0, with which it passes as well: its CPU build
 # is on PyTorch's index only, the other one brings gigabytes of CUDA libraries.
 TORCH ?= 2.13.0
+# So many processes share a run of the tests, by tests/shares.py. One that hangs ends the run.
+WORKERS ?= 2
+SHARED = -n $(WORKERS) --max-worker-restart 0
 ARGS ?=
 
 VENV := .venv
@@ -24,6 +28,10 @@ OLDEST := .venv-oldest
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 MADE_FROM := hatch_build.py $(wildcard proto/*.py proto/kvstore/rpc/*.proto native/*)
+
+# Containers often set this. Each of the hundreds of processes that a test run starts would then
+# compile every module anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-all test-oldest bench lint format docs clean
@@ -49,10 +57,10 @@ demo: $(READY)
 	@$(BIN)/python -m worker.demo $(ARGS)
 
 test: $(READY)
-	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	@$(BIN)/python -m pytest $(SHARED) -m "not slow" $(ARGS)
 
 test-all: $(READY)
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest $(SHARED) $(ARGS)
 
 test-oldest: $(OLDEST)/.ready
 	@$(OLDEST)/bin/python -m pytest tests/engine tests/unit/worker $(ARGS)

@@ -1,8 +1,9 @@
-"""Rules for the whole test run: who may import what, and which skips count.
+"""Rules for the whole test run: who may import what, which skips count, what runs in a row.
 
 A test without the marker `engine` finds torch and transformers unimportable, one without the
 marker `cluster` finds ray so, whatever an earlier test imported. With `--allowed-skips=FILE` a skip
-that FILE does not name fails the run, and so does a run in which no test passed.
+that FILE does not name fails the run, and so does a run in which no test passed. Several processes
+share a run by `tests/shares.py`.
 """
 
 import sys
@@ -23,6 +24,13 @@ def pytest_configure(config: pytest.Config) -> None:
     path: Path | None = config.getoption("--allowed-skips")
     if path is not None:
         config.pluginmanager.register(SkipGate(allowed_names(path.read_text())), "skip-gate")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    from tests.shares import Shares  # it imports xdist, which only a shared run needs
+
+    return Shares(config, log)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -31,8 +31,8 @@ def test_a_whole_ray_is_no_complaint() -> None:
 @pytest.mark.parametrize(
     ("dead", "sentence"),
     [
-        ({"gcs_server"}, f"Ray's head, gcs_server ({os.getpid()}), ended: the nodes go on, but"),
-        ({"raylet"}, f"raylet ({os.getpid()}) ended: `samovar up` restarts the tier"),
+        ({"gcs_server"}, "Ray's head, gcs_server (PID), ended: the nodes go on, but"),
+        ({"raylet"}, "raylet (PID) ended: `samovar up` restarts the tier"),
         ({"gcs_server", "raylet"}, "`samovar down` ends it"),
     ],
 )
@@ -40,7 +40,7 @@ def test_what_ended_is_named_with_what_to_do(dead: set[str], sentence: str) -> N
     found = [record(role, role not in dead) for role in ("gcs_server", "raylet")]
     complaint = head.complaint(remains(*found))
     assert complaint is not None
-    assert sentence in complaint
+    assert sentence.replace("PID", str(os.getpid())) in complaint
 
 
 def test_a_record_without_ray_is_one_that_ended() -> None:
