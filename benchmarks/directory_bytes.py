@@ -11,14 +11,11 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 
-import numpy as np
-
 from benchmarks.figure import Budget, Figure, Sense
 from benchmarks.measure import Others, Run
 from benchmarks.process_memory import own_bytes, trimmed_bytes
-from benchmarks.tables import numbered_keys
-from kvstore.changes import Changes
-from kvstore.directory import ANNOUNCEMENT_CHANGES_MAX, Announcement, Directory
+from benchmarks.tables import announce
+from kvstore.directory import ANNOUNCEMENT_CHANGES_MAX, Directory
 
 BUDGET = Budget(Sense.AT_MOST, 200)
 BLOCKS = (100_000, 120_000, 140_000, 170_000)
@@ -83,21 +80,9 @@ def _fill(blocks: int, holders: int) -> Memory:
     before = own_bytes()
     directory = Directory()
     for node in range(holders):
-        directory.apply(Announcement(node, 1, 1, 0, Changes.empty()))
-        for number, first in enumerate(range(0, blocks, ANNOUNCEMENT_CHANGES_MAX), start=1):
-            count = min(ANNOUNCEMENT_CHANGES_MAX, blocks - first)
-            directory.apply(Announcement(node, 1, 1, number, _added(first, count)))
+        announce(directory, node, "block", blocks, ANNOUNCEMENT_CHANGES_MAX)
     entries = len(directory)
     assert entries == blocks * holders, f"only {entries} entries are there"
     grown = own_bytes()
     kept = trimmed_bytes()
     return Memory(entries, kept - before, directory.nbytes, grown - kept)
-
-
-def _added(first: int, count: int) -> Changes:
-    return Changes(
-        numbered_keys("block", first, count),
-        np.zeros(count, np.uint8),
-        np.zeros(count, np.uint64),
-        np.ones(count, np.bool_),
-    )

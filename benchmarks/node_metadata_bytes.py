@@ -14,19 +14,17 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 
-import numpy as np
-
 from benchmarks.figure import Budget, Figure, Sense
+from benchmarks.folders import shared_folder
 from benchmarks.measure import Others, Run
 from benchmarks.process_memory import own_bytes, trimmed_bytes
-from benchmarks.tables import numbered_keys, shared_folder, store_tiny
+from benchmarks.tables import announce, store_tiny
 from kvstore.announce import Announcer
 from kvstore.block import HEADER_BYTES
 from kvstore.calls import MAX_CELLS_PER_CALL, NodeIdentity
-from kvstore.changes import Changes
 from kvstore.clock import SystemClock
 from kvstore.cluster_map import ClusterMap, NodeInfo
-from kvstore.directory import Announcement, Directory
+from kvstore.directory import Directory
 from kvstore.fs import LinuxFileSystem
 from kvstore.node import Node
 from kvstore.table import TABLE_FILE
@@ -34,6 +32,8 @@ from kvstore.tiers.host import HostTier
 
 BUDGET = Budget(Sense.AT_MOST, 400)
 WARM_UP_BLOCKS = 1024
+OTHER_NODE = 1
+"""Holds as many other blocks."""
 CLUSTER = ClusterMap(
     1,
     tuple(
@@ -93,7 +93,7 @@ def _fill(blocks: int) -> Memory:
         for part in range(0, blocks, MAX_CELLS_PER_CALL):
             store_tiny(node, part, min(MAX_CELLS_PER_CALL, blocks - part))
             _tell(announcer, directory)
-        _tell_of_others(blocks, directory)
+        announce(directory, OTHER_NODE, "other", blocks, MAX_CELLS_PER_CALL)
         held, table_bytes = node.stats().host.held_cells, (folder / TABLE_FILE).stat().st_size
         assert held == blocks, f"only {held} of {blocks} blocks are held"
         resident = own_bytes()
@@ -104,18 +104,3 @@ def _fill(blocks: int) -> Memory:
 def _tell(announcer: Announcer, directory: Directory) -> None:
     while (message := announcer.message_for(0)) is not None:
         announcer.answered(0, directory.apply(message))
-
-
-def _tell_of_others(blocks: int, directory: Directory) -> None:
-    """The announcements of a second node that holds as many other blocks."""
-    hello = Announcement(1, 1, 1, 0, Changes.empty())
-    directory.apply(hello)
-    for number, first in enumerate(range(0, blocks, MAX_CELLS_PER_CALL), start=1):
-        count = min(MAX_CELLS_PER_CALL, blocks - first)
-        changes = Changes(
-            numbered_keys("other", first, count),
-            np.zeros(count, np.uint8),
-            np.zeros(count, np.uint64),
-            np.ones(count, np.bool_),
-        )
-        directory.apply(Announcement(1, 1, 1, number, changes))

@@ -6,7 +6,6 @@ arena (shared memory) ── store ──> disk process ──> slab      the li
 
 import mmap
 import select
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -14,20 +13,20 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.figure import Budget, Figure, beside_limit
+from benchmarks.folders import node_folders
 from benchmarks.measure import Run, Timed, paired
 from benchmarks.prefix import BLOCK_BYTES, GRID, random_bytes
 from benchmarks.raw_disk import DEPTH, Direction, raw_disk
 from kvstore.block import HEADER_BYTES, Header, header_digest
 from kvstore.clock import SystemClock
 from kvstore.fs import LinuxFileSystem
-from kvstore.key import KEY_BYTES
+from kvstore.key import KEY_BYTES, as_keys
 from kvstore.tiers.host import HostTier
 from kvstore.tiers.nvme.disk_process import DiskProcess, DiskSettings
 from kvstore.tiers.nvme.record import slot_bytes_of, stored_bytes_of
 from kvstore.tiers.nvme.spill import Declined, Done, Phase, Result, Spill
 from kvstore.tiers.nvme.tier import NvmeTier
 
-SHM_FOLDER = Path("/dev/shm")
 EXTENT_BYTES = 64 << 20
 ARENA_STEP_BYTES = -(-stored_bytes_of(BLOCK_BYTES) // mmap.PAGESIZE) * mmap.PAGESIZE
 WAIT_S = 60.0
@@ -87,7 +86,7 @@ class NvmeScene:
     def load_all(self) -> None:
         """Load as many held cells as the arena has room for, verified."""
         held = self.tier.held_records()[: self.blocks]
-        keys = np.ascontiguousarray(held["key"]).view(np.uint8).reshape(-1, KEY_BYTES)
+        keys = as_keys(held["key"].tobytes())
         found = self.tier.find(keys, held["cell"])
         places = zip(found.slots.tolist(), found.generations.tolist(), strict=True)
         tickets = [
@@ -107,13 +106,10 @@ class NvmeScene:
 @contextmanager
 def nvme_scene(blocks: int) -> Iterator[tuple[NvmeScene, Path]]:
     """A scene in temporary folders, and the one that is on the disk."""
-    with (
-        tempfile.TemporaryDirectory(prefix="samovar-bench-", dir=SHM_FOLDER) as arena_folder,
-        tempfile.TemporaryDirectory(prefix="samovar-bench-") as disk_folder,
-    ):
-        scene = NvmeScene(blocks, Path(arena_folder), Path(disk_folder))
+    with node_folders() as (disk_folder, arena_folder):
+        scene = NvmeScene(blocks, arena_folder, disk_folder)
         try:
-            yield scene, Path(disk_folder)
+            yield scene, disk_folder
         finally:
             scene.tier.stop()
 

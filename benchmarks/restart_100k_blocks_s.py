@@ -22,10 +22,11 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.figure import Budget, Figure, Sense, Skip
+from benchmarks.folders import node_folders
 from benchmarks.lookup_100k import GRID, NAMESPACE, OneRow
 from benchmarks.measure import Others, Run, timed
 from benchmarks.prefix import VOCABULARY
-from benchmarks.storage_nodes import Place, StorageNode, node_folders
+from benchmarks.storage_nodes import Place, StorageNode
 from kvstore.client import Samovar
 from kvstore.cluster_map import ClusterMap
 from kvstore.key import Tokens

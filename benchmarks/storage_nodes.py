@@ -10,7 +10,6 @@ import logging
 import multiprocessing
 import os
 import signal
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +20,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from benchmarks.figure import Skip
-from kvstore.client import SHM_FOLDER, Samovar
+from benchmarks.folders import node_folders
+from kvstore.client import Samovar
 from kvstore.cluster_map import ClusterMap, NodeInfo
 
 START_S = 30.0
@@ -118,17 +118,6 @@ def storage_nodes(*arena_bytes: int) -> Iterator[list[StorageNode]]:
         for node in nodes:
             node.set_map(cluster_map)
         yield nodes
-
-
-@contextmanager
-def node_folders() -> Iterator[tuple[Path, Path]]:
-    """A temporary folder on a disk, and one in shared memory."""
-    make = tempfile.TemporaryDirectory
-    with (
-        make(prefix="samovar-bench-") as disk,
-        make(prefix="samovar-bench-", dir=SHM_FOLDER) as shm,
-    ):
-        yield Path(disk), Path(shm)
 
 
 def _serve(pipe: Connection, place: Place) -> None:

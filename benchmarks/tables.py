@@ -1,29 +1,22 @@
 """Tables and cells without payload worth the name, for rows that measure bookkeeping."""
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 from blake3 import blake3
 
+from benchmarks.folders import shared_folder
 from kvstore.block import Header, header_digest
 from kvstore.calls import CellOutcome, ReserveRequest
-from kvstore.client import SHM_FOLDER
+from kvstore.changes import Changes
+from kvstore.directory import Announcement, Directory
 from kvstore.fs import LinuxFileSystem
-from kvstore.key import KEY_BYTES, Keys
+from kvstore.key import Keys, as_keys
 from kvstore.node import Node
 from kvstore.table import KeyTable
 
 PAYLOAD_BYTES = 64
-
-
-@contextmanager
-def shared_folder() -> Iterator[Path]:
-    """A folder in shared memory, gone afterwards."""
-    with tempfile.TemporaryDirectory(prefix="samovar-bench-", dir=SHM_FOLDER) as name:
-        yield Path(name)
 
 
 @contextmanager
@@ -72,8 +65,21 @@ def store_tiny(node: Node, first: int, count: int) -> None:
     node.close_session(session)
 
 
+def announce(directory: Directory, node: int, whose: str, blocks: int, step: int) -> None:
+    """Tell a shard of all the blocks that a node holds, ``step`` in a message."""
+    directory.apply(Announcement(node, 1, 1, 0, Changes.empty()))
+    for number, first in enumerate(range(0, blocks, step), start=1):
+        count = min(step, blocks - first)
+        changes = Changes(
+            numbered_keys(whose, first, count),
+            np.zeros(count, np.uint8),
+            np.zeros(count, np.uint64),
+            np.ones(count, np.bool_),
+        )
+        directory.apply(Announcement(node, 1, 1, number, changes))
+
+
 def numbered_keys(whose: str, first: int, count: int) -> Keys:
     """Keys that are the same in every run."""
     names = (f"{whose} {number}".encode() for number in range(first, first + count))
-    packed = b"".join(blake3(name).digest() for name in names)
-    return np.frombuffer(packed, np.uint8).reshape(-1, KEY_BYTES)
+    return as_keys(b"".join(blake3(name).digest() for name in names))

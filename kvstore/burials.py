@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from xxhash import xxh3_64_intdigest
 
-from kvstore.key import KEY_BYTES, Keys
+from kvstore.key import Keys, as_keys
 
 BURIAL_S = 30 * 24 * 3600
 BURIALS_MAX = 1 << 16
@@ -136,7 +136,7 @@ class BurialBook:
         found = self.items()[start : start + min(count, PAGE_BURIALS_MAX)]
         stop = start + len(found)
         return BurialPage(
-            keys=np.frombuffer(b"".join(key for key, _ in found), np.uint8).reshape(-1, KEY_BYTES),
+            keys=as_keys(b"".join(key for key, _ in found)),
             ids=np.array([burial.id for _, burial in found], np.uint64),
             ages_ms=np.array([max(0, wall_ms - burial.when_ms) for _, burial in found], np.uint64),
             next=stop if stop < len(self) else 0,

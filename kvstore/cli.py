@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
@@ -236,13 +236,12 @@ def _complaint(record: TierRecord, answering: int, log_folder: Path) -> str | No
 
 def _ask(info: NodeInfo, token: str | None, deadline_s: float) -> NodeStats | None:
     """What the node says of itself, None if it does not answer."""
-    client = ControlClient(info.control, token, deadline_s)
-    try:
+    with (
+        closing(ControlClient(info.control, token, deadline_s)) as client,
+        suppress(UnavailableError),
+    ):
         return client.stats()
-    except UnavailableError:
-        return None
-    finally:
-        client.close()
+    return None
 
 
 def _show_standing(standing: Standing, folder: TierFolder) -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TextIO
 
 import click
-import numpy as np
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
@@ -21,7 +20,7 @@ from kvstore.calls import REPLICAS_MAX, CopyState, HoldMark, HoldOutcome, Inspec
 from kvstore.cli_options import duration, json_option, seconds_of, settings_of
 from kvstore.client import Samovar
 from kvstore.config import ClientConfig, load
-from kvstore.key import KEY_BYTES, Keys
+from kvstore.key import KEY_BYTES, Keys, as_keys
 
 KEYS_MAX = 1 << 20
 WIDTH = 120
@@ -238,7 +237,7 @@ def _keys(words: Sequence[str], chain: TextIO | None) -> Keys:
         raise click.UsageError(
             f"{len(texts)} keys were named: name 1 to {KEYS_MAX}, here or with --chain"
         )
-    return np.frombuffer(b"".join(map(_key, texts)), np.uint8).reshape(-1, KEY_BYTES)
+    return as_keys(b"".join(map(_key, texts)))
 
 
 def _key(text: str) -> bytes:

@@ -25,6 +25,7 @@ from kvstore.cell import (
     BLOCK_TOKENS_MIN,
     check_block_tokens,
 )
+from kvstore.machine import SHM_FOLDER
 from kvstore.retention import TTL_S_MAX, parse_retention
 from kvstore.settings import FILE_VARIABLE, PREFIX, Role, Settings, Unset, knobs
 
@@ -133,7 +134,7 @@ class NodeConfig(Settings):
     state_folder: StateFolder
     shm_folder: Annotated[
         WholePath, Field(description="Folder on a tmpfs, in which the node makes its arena.")
-    ] = Path("/dev/shm")
+    ] = SHM_FOLDER
     arena_bytes: Annotated[
         ByteSize | None,
         Field(ge=1 << 20, description="Shared memory for blocks, such as `8GiB`."),

@@ -16,7 +16,7 @@ import sys
 import threading
 from pathlib import Path
 
-from kvstore import process
+from kvstore import child
 from kvstore.clock import Clock, Deadline, SystemClock
 from kvstore.copier_process import ERRAND_S
 from kvstore.copying import Source, Target, copy
@@ -84,7 +84,7 @@ class Copier:
 def main() -> int:
     """Serve until the parent ends or hangs up."""
     arguments = _parse()
-    parent = process.follow(arguments.parent)
+    parent = child.follow(arguments.parent)
     if parent is None:
         return 1
     os.nice(NICENESS)

@@ -5,12 +5,10 @@ died. Does not cover: which cells go where (``kvstore.replication``).
 """
 
 import asyncio
-import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
+from kvstore import child
 from kvstore.errand import Done, Errand
 
 ERRAND_S = 10.0
@@ -25,7 +23,7 @@ class CopierProcess:
         self._control = control
         self._folder = folder
         self._token_file = token_file
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: child.Process | None = None
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     @property
@@ -65,13 +63,9 @@ class CopierProcess:
             self._streams = await asyncio.open_connection(sock=ours)
         return self._streams
 
-    def _start(self, theirs: socket.socket) -> subprocess.Popen[bytes]:
-        """Its stderr is this process's."""
-        command = [
-            sys.executable, "-m", "kvstore.copier", "--control", self._control,
-            "--folder", str(self._folder), "--parent", str(os.getpid()),
-            "--socket", str(theirs.fileno()),
-        ]  # fmt: skip
+    def _start(self, theirs: socket.socket) -> child.Process:
+        words = ["--control", self._control, "--folder", str(self._folder)]
+        words += ["--socket", str(theirs.fileno())]
         if self._token_file is not None:
-            command += ["--token-file", str(self._token_file)]
-        return subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=(theirs.fileno(),))
+            words += ["--token-file", str(self._token_file)]
+        return child.start("kvstore.copier", words, theirs.fileno())

@@ -24,6 +24,7 @@ from pathlib import Path
 
 import pynvml
 
+from kvstore.cli_options import mebibytes
 from kvstore.cluster import head, processes
 from kvstore.cluster.launch import check_platform
 from kvstore.cluster.plan import nvme_folders
@@ -141,7 +142,7 @@ def shared_memory(folder: Path, mounts: Path) -> Finding:
         text = f"{folder} is not there: name a tmpfs folder with --shm-folder"
         return Finding(Level.FAIL, subject, text)
     usage = shutil.disk_usage(folder)
-    room = f"{folder} has {_mebibytes(usage.free)} of {_mebibytes(usage.total)} free"
+    room = f"{folder} has {mebibytes(usage.free)} of {mebibytes(usage.total)} free"
     kind = _file_system(folder, mounts)
     if kind != "tmpfs":
         text = f"{folder} is on {kind}, not a tmpfs: every block would go to a disk"
@@ -149,11 +150,11 @@ def shared_memory(folder: Path, mounts: Path) -> Finding:
     arena_bytes = default_arena_bytes(folder)
     if arena_bytes < SMALL_ARENA_BYTES:
         text = (
-            f"{room}, an arena would get {_mebibytes(arena_bytes)}: give the container a larger "
+            f"{room}, an arena would get {mebibytes(arena_bytes)}: give the container a larger "
             f"--shm-size, or `mount -o remount,size=8G {folder}`"
         )
         return Finding(Level.WARN, subject, text)
-    return Finding(Level.OK, subject, f"{room}, an arena gets {_mebibytes(arena_bytes)}")
+    return Finding(Level.OK, subject, f"{room}, an arena gets {mebibytes(arena_bytes)}")
 
 
 def nvme(wanted_bytes: int | None, folders: list[Path]) -> Finding:
@@ -171,8 +172,8 @@ def nvme(wanted_bytes: int | None, folders: list[Path]) -> Finding:
     if not each_bytes:
         return Finding(Level.WARN, subject, f"no NVMe tier in {place}: {SMALL_DISK}")
     free_bytes = free_bytes_of(existing)
-    gets = f"a node's NVMe tier gets {_mebibytes(each_bytes)}"
-    room = f"{place} has {_mebibytes(free_bytes)} free, {gets}"
+    gets = f"a node's NVMe tier gets {mebibytes(each_bytes)}"
+    room = f"{place} has {mebibytes(free_bytes)} free, {gets}"
     if each_bytes * len(folders) > free_bytes + sum(map(slab_bytes_in, folders)):
         return Finding(Level.FAIL, subject, f"{room}: give a smaller one, or another --nvme-folder")
     if not is_direct:
@@ -236,9 +237,9 @@ def ray_folder(temporary: Path) -> Finding:
     if not os.access(temporary, os.W_OK):
         return Finding(Level.FAIL, "ray folder", f"cannot write to {temporary}: set TMPDIR")
     if free_bytes < 100 << 20:
-        text = f"{temporary} has {_mebibytes(free_bytes)} free, Ray's logs need more"
+        text = f"{temporary} has {mebibytes(free_bytes)} free, Ray's logs need more"
         return Finding(Level.WARN, "ray folder", text)
-    return Finding(Level.OK, "ray folder", f"{temporary} has {_mebibytes(free_bytes)} free")
+    return Finding(Level.OK, "ray folder", f"{temporary} has {mebibytes(free_bytes)} free")
 
 
 def state_folder(folder: Path) -> Finding:
@@ -393,7 +394,3 @@ def _file_system(folder: Path, mounts: Path) -> str:
         if folder.resolve().is_relative_to(point) and len(point) >= len(best[0]):
             best = (point, kind)
     return best[1]
-
-
-def _mebibytes(size_bytes: int) -> str:
-    return f"{size_bytes / (1 << 20):,.0f} MiB"

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from kvstore.burials import Ids
-from kvstore.key import KEY_BYTES, Keys
+from kvstore.key import Keys, as_keys
 from kvstore.table import Cells
 
 
@@ -41,7 +41,7 @@ class Errand:
         return cls(
             fields["control"],
             fields["bulk"],
-            np.frombuffer(bytes.fromhex(fields["keys"]), np.uint8).reshape(-1, KEY_BYTES),
+            as_keys(bytes.fromhex(fields["keys"])),
             np.array(fields["cells"], np.uint8),
             np.array(fields["burials"], np.uint64),
         )

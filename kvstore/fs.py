@@ -1,8 +1,8 @@
 """The file-system operations that nodes use, in one place so that tests can make them fail.
 
 Covers: files that are mapped as shared memory, what the machine says of its boot and pages, and
-small files that must be there after a power failure. Does not cover: the state folder (see
-``kvstore.state``).
+small files that must be there after a power failure. Does not cover: what is in the state folder
+(see ``kvstore.state``).
 """
 
 import ctypes
@@ -152,14 +152,10 @@ class LinuxFileSystem:
         with open(path, "ab", buffering=0, opener=_private) as stream:
             _write_through(stream.fileno(), data)
         if is_new:
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
 
     def replace(self, path: Path, data: bytes) -> None:
-        fresh = path.with_name(f".{path.name}.new")
-        with open(fresh, "wb", buffering=0, opener=_private) as stream:
-            _write_through(stream.fileno(), data)
-        fresh.rename(path)
-        _sync_folder(path.parent)
+        replace_file(path, data)
 
     def allocate(self, path: Path, start: int, length: int) -> None:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
@@ -194,6 +190,24 @@ class LinuxFileSystem:
             raise OSError(number, f"could not give back {length} bytes: {os.strerror(number)}")
 
 
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a file that only its owner reads; any crash leaves the former or this one, whole."""
+    fresh = path.with_name(f".{path.name}.new")
+    with open(fresh, "wb", buffering=0, opener=_private) as stream:
+        _write_through(stream.fileno(), data)
+    fresh.rename(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make names durable that were given just now."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def _private(path: str, flags: int) -> int:
     """Open as only its owner may."""
     return os.open(path, flags | os.O_CLOEXEC, FILE_MODE)
@@ -204,15 +218,6 @@ def _write_through(descriptor: int, data: bytes) -> None:
     while left:
         left = left[os.write(descriptor, left) :]
     os.fdatasync(descriptor)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make names durable that were given just now."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class MemoryFiles:

@@ -35,7 +35,6 @@ from kvstore.errors import GeometryError
 from kvstore.namespace import Namespace
 
 KEY_BYTES = 32
-KEY_VERSION = 1
 SPAN_FIRST_TOKENS = 512
 PROMPT_TOKENS_MAX = 1 << 24
 EXTRA_BYTES_MAX = 4096
@@ -45,6 +44,11 @@ BlockKey = NewType("BlockKey", bytes)
 Tokens = npt.NDArray[np.int32]
 Keys = npt.NDArray[np.uint8]
 """Packed keys, uint8 ``[n, 32]``."""
+
+
+def as_keys(packed: bytes) -> Keys:
+    """Keys that lie one behind the other."""
+    return np.frombuffer(packed, np.uint8).reshape(-1, KEY_BYTES)
 
 
 def as_tokens(tokens: Sequence[int] | npt.NDArray[np.integer]) -> Tokens:
@@ -116,9 +120,8 @@ class Chain:
                 parent = blocks[index - 1] if index else namespace.digest
                 start = index * size
                 tails[boundary] = framed_key(parent, ids[start:boundary], extras.get(index, b""))
-        packed = np.frombuffer(b"".join(blocks), np.uint8).reshape(-1, KEY_BYTES)
         first_span = _span_name(framed_key(namespace.digest, ids[:BLOCK_TOKENS_MIN]))
-        return cls(size, len(ids), packed, tails, first_span)
+        return cls(size, len(ids), as_keys(b"".join(blocks)), tails, first_span)
 
     @property
     def blocks(self) -> int:

@@ -6,9 +6,10 @@ the lengths at which the digests come true. All leaves of a cell have the same n
 their lengths are multiples of it; the cells of one model have the same rows, so that what was found
 for the first of them goes for all.
 
-Does not cover: who needs that (``kvstore.copying``).
+Does not cover: who needs that (``kvstore.copying``, ``kvstore.tiers.inspection``).
 """
 
+from collections.abc import Sequence
 from enum import Enum, auto
 
 import numpy as np
@@ -63,7 +64,7 @@ class LeafSizes:
         self._rows[shape] = rows
 
 
-def is_whole(header: Header, payload: npt.NDArray[np.uint8], sizes: Sizes) -> bool:
+def is_whole(header: Header, payload: npt.NDArray[np.uint8], sizes: Sequence[int]) -> bool:
     """Whether leaves of these sizes have the digests that the header says."""
     leaves = payload_leaves(payload, [(1, 1, size) for size in sizes])
     seeds = leaf_seeds(header.key, header.cell, len(leaves))

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import psutil
 
+SHM_FOLDER = Path("/dev/shm")
+"""Shared memory, where nobody names another folder of it."""
 ARENA_SHARE_OF_MEMORY = 0.25
 ARENA_SHARE_OF_FREE_SHM = 0.80
 #: Below this a node works, but holds little more than one long prompt.

@@ -24,7 +24,7 @@ from pathlib import Path
 from kvstore.clock import Clock, Deadline
 from kvstore.cluster_map import INCARNATION_MAX
 from kvstore.errors import StateError
-from kvstore.fs import FILE_MODE
+from kvstore.fs import FILE_MODE, replace_file
 from kvstore.process import start_ticks
 
 LOCK_FILE = "lock"
@@ -69,6 +69,11 @@ class Holder:
         return self.pid_namespace == _pid_namespace() and start_ticks(self.pid) != self.start_ticks
 
 
+def holder_of(folder: Path) -> Holder | None:
+    """Who has claimed a folder, dead or alive; ``None`` if its lock file does not say."""
+    return Holder.parse((folder / LOCK_FILE).read_bytes()[:_RECORD_BYTES_MAX])
+
+
 class NodeFolder:
     """A claimed folder. Nobody else has it until ``release`` or the end of this process."""
 
@@ -103,14 +108,7 @@ class NodeFolder:
         if not text.isdecimal() or int(text) >= INCARNATION_MAX:
             raise StateError(f"{file} holds no incarnation: remove {self.path} to start afresh")
         incarnation = int(text) + 1
-        fresh = file.with_suffix(".new")
-        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, FILE_MODE)
-        try:
-            os.write(descriptor, f"{incarnation}\n".encode())
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        fresh.rename(file)
+        replace_file(file, f"{incarnation}\n".encode())
         return incarnation
 
     def former_control_port(self) -> int:
@@ -150,7 +148,7 @@ def _try_lock(path: Path) -> int | None:
 
 def _take_over(path: Path) -> int:
     """Replace the lock file of a holder that is dead; refuse if it may be alive."""
-    holder = Holder.parse(path.read_bytes()[:_RECORD_BYTES_MAX])
+    holder = holder_of(path.parent)
     if holder is None or not holder.is_dead():
         who = "another process" if holder is None else f"process {holder.pid}"
         raise StateError(

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from kvstore.clock import Clock
 from kvstore.holders import Located
-from kvstore.key import KEY_BYTES, Chain, Keys
+from kvstore.key import Chain, Keys, as_keys
 from kvstore.namespace import Namespace
 from kvstore.plan import OWN_NODE, Plan
 from kvstore.table import Found, KeyTable
@@ -43,11 +43,11 @@ class Candidates:
     def of(cls, chain: Chain) -> "Candidates":
         """The candidates of a prompt."""
         size = chain.block_tokens
-        tails = np.frombuffer(b"".join(chain.tails[b] for b in sorted(chain.tails)), np.uint8)
+        tails = as_keys(b"".join(chain.tails[boundary] for boundary in sorted(chain.tails)))
         boundaries = np.array(sorted(chain.tails), np.int64)
         full = np.arange(chain.blocks)
         return cls(
-            keys=np.concatenate([chain.keys, tails.reshape(-1, KEY_BYTES)]),
+            keys=np.concatenate([chain.keys, tails]),
             indexes=np.concatenate([full, boundaries // size]),
             stops=np.concatenate([(full + 1) * size, boundaries]),
             full=chain.blocks,

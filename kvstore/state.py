@@ -28,9 +28,9 @@ from typing import Any
 from kvstore.block import FORMAT_VERSION
 from kvstore.cluster_map import ClusterMap, NodeInfo
 from kvstore.errors import StateError, UsageError
+from kvstore.fs import FILE_MODE, replace_file
 
 STATE_VERSION = 1
-FILE_MODE = 0o600
 FOLDER_MODE = 0o700
 TOKEN_BYTES = 32
 
@@ -154,12 +154,12 @@ class TierFolder:
     def write(self, record: TierRecord) -> None:
         """Replace the record."""
         versions = {"state_version": STATE_VERSION, "format_version": FORMAT_VERSION}
-        replace_file(self._record_file, json.dumps(versions | asdict(record), indent=1))
+        replace_file(self._record_file, _json(versions | asdict(record)))
 
     def token(self, fresh: bytes) -> str:
         """The tier's secret; made of `fresh` random bytes if there is none yet."""
         if not self.token_file.exists():
-            replace_file(self.token_file, fresh.hex())
+            replace_file(self.token_file, fresh.hex().encode() + b"\n")
         return self.token_file.read_text().strip()
 
     def read_map(self) -> ClusterMap:
@@ -184,13 +184,13 @@ class TierFolder:
             "block_tokens": cluster_map.block_tokens,
             "tier_id": cluster_map.tier_id,
         }
-        replace_file(self._map_file, json.dumps(common | {"nodes": nodes}, indent=1))
+        replace_file(self._map_file, _json(common | {"nodes": nodes}))
 
     def note_disk(self, folder: Path) -> None:
         """Remember where else the tier has files; they outlive the record, as `forget` says."""
         folders = self.disks()
         if folder not in folders:
-            replace_file(self._disks_file, json.dumps([str(each) for each in (*folders, folder)]))
+            replace_file(self._disks_file, _json([str(each) for each in (*folders, folder)]))
 
     def disks(self) -> tuple[Path, ...]:
         """Every folder that was noted, of whichever life of the tier."""
@@ -229,15 +229,8 @@ class TierFolder:
         )
 
 
-def replace_file(path: Path, text: str) -> None:
-    """Write a file that only its owner reads; a crash leaves the former or the new one, whole."""
-    fresh = path.with_name(path.name + ".new")
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, FILE_MODE)
-    with os.fdopen(descriptor, "w") as stream:
-        stream.write(text + "\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-    fresh.rename(path)
+def _json(content: object) -> bytes:
+    return json.dumps(content, indent=1).encode() + b"\n"
 
 
 def _remains(content: dict[str, Any]) -> Remains:

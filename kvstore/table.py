@@ -276,7 +276,7 @@ class KeyTable:
         rows["header_digest"] = header_digests
         rows["fold"] = _fold(rows)
         tags, flat = _tags(words, cells), self._tags.reshape(-1)
-        buckets = np.stack(self._buckets(words, cells), axis=1).astype(np.intp)
+        buckets = np.stack(buckets_of(words, cells, self._bucket_count), axis=1).astype(np.intp)
         inserted = np.zeros(len(slots), np.bool_)
         left = np.arange(len(slots))
         while len(left):
@@ -293,12 +293,12 @@ class KeyTable:
             self.entries[at] = rows[now]
             flat[at] = tags[now]
             inserted[now] = True
-            left = np.setdiff1d(left, now)
+            left = np.delete(left, first)
         return inserted
 
     def rivals(self, key: bytes, cell: int) -> list[int]:
         """The slots whose entries fill the two buckets where (key, cell) would go."""
-        pair = self._buckets(*_one(key, cell))
+        pair = buckets_of(*_one(key, cell), self._bucket_count)
         rows = [self.entries[int(b[0]) * WAYS : (int(b[0]) + 1) * WAYS] for b in pair]
         return [int(row["slot"]) for bucket in rows for row in bucket if row["generation"]]
 
@@ -354,7 +354,7 @@ class KeyTable:
         It is the copy that is compared: the table may have another entry there a moment later.
         """
         words = np.ascontiguousarray(keys).view("<u8")
-        buckets = np.stack(self._buckets(words, cells), axis=1)
+        buckets = np.stack(buckets_of(words, cells, self._bucket_count), axis=1)
         same = self._tags[buckets].reshape(-1, 2 * WAYS) == _tags(words, cells)[:, None]
         way = same.argmax(axis=1)
         bucket = buckets[np.arange(len(keys)), way // WAYS]
@@ -362,14 +362,14 @@ class KeyTable:
         held = same.any(axis=1) & (rows["cell"] == cells) & (rows["key"] == words).all(axis=1)
         return held, rows
 
-    def _buckets(
-        self, words: npt.NDArray[np.uint64], cells: Cells
-    ) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
-        wide = cells.astype(np.uint64)
-        first, second = words[:, 0] + wide * _MIX[0], words[:, 1] + wide * _MIX[1]
-        half = np.uint64(32)
-        count = self._bucket_count
-        return ((first >> half) * count) >> half, ((second >> half) * count) >> half
+
+def buckets_of(
+    words: npt.NDArray[np.uint64], cells: Cells, count: np.uint64
+) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
+    """The two of ``count`` buckets that cells may be in, by their keys as uint64 ``[n, 4]``."""
+    wide, half = cells.astype(np.uint64), np.uint64(32)
+    first, second = words[:, 0] + wide * _MIX[0], words[:, 1] + wide * _MIX[1]
+    return ((first >> half) * count) >> half, ((second >> half) * count) >> half
 
 
 def _size_bytes(slots: int, buckets: int) -> int:

@@ -15,8 +15,8 @@ from pathlib import Path
 from kvstore.clock import Deadline
 from kvstore.cluster.plan import TierPlan
 from kvstore.errors import StateError
+from kvstore.fs import FILE_MODE
 
-_FILE_MODE = 0o600
 _TAIL_BYTES = 400
 
 
@@ -27,7 +27,7 @@ def run_all(
     deadline: Deadline,
 ) -> None:
     """Run the commands side by side until all have ended; raises StateError if one failed."""
-    descriptor = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, _FILE_MODE)
+    descriptor = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, FILE_MODE)
     children: list[subprocess.Popen[bytes]] = []
     try:
         # One by one into the list: an interrupt in between must find those that were started.
@@ -62,7 +62,7 @@ def bootstrap(
 ) -> None:
     """Make the tier in the Ray at `address`; raises StateError with the reason if that failed."""
     log_file = plan.folder.log_folder / "bootstrap.log"
-    descriptor = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, _FILE_MODE)
+    descriptor = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, FILE_MODE)
     try:
         child = subprocess.Popen(
             [sys.executable, "-m", "kvstore.cluster.bootstrap"],

@@ -18,7 +18,8 @@ from pathlib import Path
 
 from kvstore.cluster import processes
 from kvstore.cluster.ray_local import HEAD_ROLE, LASTING_ROLES
-from kvstore.state import Remains, replace_file
+from kvstore.fs import replace_file
+from kvstore.state import Remains
 
 KEEPS_STATE_SINCE = (2, 60)
 """An older Ray has no database for its head: there, `samovar up` restarts all of the tier."""
@@ -37,8 +38,8 @@ def note(remains: Remains, ray_folder: Path) -> None:
     """Write down how the head was started."""
     for process in remains.processes:
         if process.role == HEAD_ROLE and _keeps_state():
-            text = json.dumps(processes.command(process.pid))
-            replace_file(ray_folder / _COMMAND_FILE, text)
+            command = json.dumps(processes.command(process.pid))
+            replace_file(ray_folder / _COMMAND_FILE, command.encode())
 
 
 def start_again(ray_folder: Path, environment: Mapping[str, str]) -> bool:

@@ -20,10 +20,8 @@ log = logging.getLogger(__name__)
 
 LEAVER_S = 60.0
 """So long a node that does not answer may be on its way out."""
-HAND_ON_S = 1.0
-"""One attempt."""
 AGAIN_S = 0.5
-"""Between two of them."""
+"""Between two attempts to tell it."""
 
 
 class Leavers:
@@ -50,7 +48,7 @@ class Leavers:
         until_s = loop.time() + LEAVER_S
         try:
             while True:
-                theirs = await peer.hand_on(cluster_map, HAND_ON_S)
+                theirs = await peer.hand_on(cluster_map)
                 if theirs is not None and theirs.epoch >= cluster_map.epoch:
                     break
                 if loop.time() >= until_s:

@@ -29,6 +29,7 @@ from kvstore.tenants import EpochPage
 ANNOUNCE_DEADLINE_S = 2.0
 PAGE_DEADLINE_S = 2.0
 CARRY_DEADLINE_S = 2.0
+HAND_ON_DEADLINE_S = 1.0
 
 Value = TypeVar("Value")
 
@@ -92,7 +93,9 @@ class Peer:
         except (grpc.RpcError, WireFault):
             return None
 
-    async def hand_on(self, cluster_map: ClusterMap, deadline_s: float) -> ClusterMap | None:
+    async def hand_on(
+        self, cluster_map: ClusterMap, deadline_s: float = HAND_ON_DEADLINE_S
+    ) -> ClusterMap | None:
         """Give the other node a map that it has not heard of; the map that it goes by then."""
         request = cluster_pb2.SetMapRequest(map=convert.map_to_message(cluster_map))
         reply = await self._asked(self._cluster.SetMap, request, deadline_s)

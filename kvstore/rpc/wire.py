@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvstore.errors import SamovarError
-from kvstore.key import KEY_BYTES, Keys
+from kvstore.key import KEY_BYTES, Keys, as_keys
 from kvstore.rpc import cluster_pb2 as pb
 
 WIRE_VERSION = 2
@@ -121,7 +121,7 @@ def unpack_keys(data: bytes, limit: int) -> Keys:
     if rest:
         raise invalid(f"keys has {len(data)} bytes, which is no multiple of {KEY_BYTES}")
     _check_limit(count, limit, "keys")
-    return np.frombuffer(data, np.uint8).reshape(count, KEY_BYTES)
+    return as_keys(data)
 
 
 def _check_limit(count: int, limit: int, what: str) -> None:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from kvstore.changes import Changes
 from kvstore.clock import Clock
-from kvstore.key import KEY_BYTES, Keys
+from kvstore.key import Keys, as_keys
 from kvstore.table import Cells, Found, Slots
 from kvstore.tiers.host import HostTier
 from kvstore.tiers.nvme.disk_queue import Event
@@ -156,7 +156,8 @@ class Behind:
         changes = self._host.drain_changes()
         if self._nvme.phase is Phase.OPEN:
             lower = self._nvme.drain_changes()
-            changes = joined(changes, lower, self._held_above, self._held_below)
+            if changes or lower:
+                changes = joined(changes, lower, self._held_above, self._held_below)
         if not changes:
             return Changes.empty()
         return Changes(
@@ -218,11 +219,6 @@ class NoDisk:
 
     def stop(self) -> None:
         return
-
-
-def as_keys(packed: bytes) -> Keys:
-    """Keys that lie one behind the other."""
-    return np.frombuffer(packed, np.uint8).reshape(-1, KEY_BYTES)
 
 
 def _packed(names: Sequence[Name]) -> tuple[Keys, Cells]:

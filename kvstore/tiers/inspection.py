@@ -9,16 +9,9 @@ Does not cover: what happens to a damaged cell (``kvstore.tiers.host``).
 
 from collections.abc import Sequence
 
+from kvstore import leaf_sizes
 from kvstore.arena import Arena
-from kvstore.block import (
-    HEADER_BYTES,
-    FormatFault,
-    Header,
-    leaf_seeds,
-    parse_header,
-    payload_leaves,
-)
-from kvstore.leaves import digests
+from kvstore.block import HEADER_BYTES, FormatFault, Header, parse_header
 from kvstore.table import KeyTable
 
 
@@ -57,6 +50,4 @@ def is_whole(arena: Arena, table: KeyTable, slot: int, leaf_bytes: Sequence[int]
     if sum(leaf_bytes) != header.payload_bytes or len(leaf_bytes) != len(header.leaf_digests):
         return True
     payload = arena.view(int(record["offset"]) + HEADER_BYTES, header.payload_bytes)
-    leaves = payload_leaves(payload, [(1, 1, size_bytes) for size_bytes in leaf_bytes])
-    seeds = leaf_seeds(header.key, header.cell, len(leaves))
-    return digests(leaves, seeds) == header.leaf_digests
+    return leaf_sizes.is_whole(header, payload, leaf_bytes)

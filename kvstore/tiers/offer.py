@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from kvstore.block import HEADER_BYTES
 from kvstore.cell import BLOCK_TOKENS_MAX, CELL_BYTES_MAX, CELLS_MAX
-from kvstore.key import KEY_BYTES, Keys
+from kvstore.key import KEY_BYTES, Keys, as_keys
 from kvstore.table import NO_ENTRY, SLOT, Cells, Generations, Slots, SlotState
 from kvstore.tiers.tier import NewCell
 
@@ -32,7 +32,7 @@ class Offer:
     def of(cls, new: NewCell, stamp: int) -> "Offer":
         """A single cell."""
         return cls(
-            keys=np.frombuffer(new.key, np.uint8).reshape(1, KEY_BYTES),
+            keys=as_keys(new.key),
             cells=np.array([new.cell], np.uint8),
             tokens=np.array([new.tokens], np.uint32),
             lengths=np.array([new.length], np.uint32),

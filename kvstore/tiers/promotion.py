@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from kvstore.key import KEY_BYTES, Keys
+from kvstore.key import Keys, as_keys
 from kvstore.table import Cells, Found
 from kvstore.tiers.host import HostTier
 from kvstore.tiers.nvme.record import stored_bytes_of
@@ -200,4 +200,4 @@ class Promotions:
 
 def _packed(name: Name) -> tuple[Keys, Cells]:
     """One cell as tiers are asked for many."""
-    return np.frombuffer(name[0], np.uint8).reshape(1, KEY_BYTES), np.array([name[1]], np.uint8)
+    return as_keys(name[0]), np.array([name[1]], np.uint8)

@@ -6,8 +6,6 @@ Does not cover: how a tier keeps them (``kvstore.tiers.host``).
 from dataclasses import dataclass
 from enum import Enum, IntEnum, auto
 
-from kvstore.cell import BLOCK_TOKENS_MAX, CELL_BYTES_MAX, CELLS_MAX
-
 
 class Refusal(IntEnum):
     """Why a cell was not stored."""
@@ -63,16 +61,6 @@ class NewCell:
     depth: int
     span: int
     ttl_s: int
-
-    @property
-    def is_possible(self) -> bool:
-        """Whether there can be such a cell."""
-        return (
-            self.cell < CELLS_MAX
-            and 1 <= self.tokens <= BLOCK_TOKENS_MAX
-            and 1 <= self.length <= CELL_BYTES_MAX
-            and any(self.key)
-        )
 
 
 @dataclass(frozen=True, slots=True)

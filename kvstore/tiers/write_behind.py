@@ -119,6 +119,8 @@ class WriteBehind:
             return False
         self._host.unpin([due.slot])
         self._under_way_bytes -= due.size_bytes
+        if done.result is Result.NO_ROOM:  # nothing was written
+            self._spent_bytes = max(0, self._spent_bytes - due.size_bytes)
         if done.result is Result.DAMAGED:
             log.warning("the cell in slot %d is damaged: it is not spilled", due.slot)
             self._given_up[due.slot] = due.generation
@@ -154,14 +156,15 @@ class WriteBehind:
             return []
         seen = np.array(list(self._wanted)[:WANTED_SEEN], np.uint32)
         records = self._host.table.slots
-        is_held = records["state"][seen] == SlotState.COMMITTED
         meant = np.array([self._wanted[slot] for slot in seen.tolist()], np.uint64)
-        slots = seen[is_held & (records["generation"][seen] == meant)]
-        keys = self._host.table.keys_of(slots)
-        slots = slots[~self._nvme.find(keys, records["cell"][slots]).held]
-        for slot in np.setdiff1d(seen, slots).tolist():
+        is_due = records["state"][seen] == SlotState.COMMITTED
+        is_due &= records["generation"][seen] == meant
+        held = seen[is_due]
+        below = self._nvme.find(self._host.table.keys_of(held), records["cell"][held])
+        is_due[is_due] = ~below.held
+        for slot in seen[~is_due].tolist():
             del self._wanted[slot]
-        return [self._due(slot, is_next=False) for slot in slots.tolist()]
+        return [self._due(slot, is_next=False) for slot in seen[is_due].tolist()]
 
     def _offer(self, due: _Due) -> bool:
         """Let the disk have a cell; ``False`` if that has to wait."""

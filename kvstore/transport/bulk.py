@@ -10,12 +10,11 @@ Does not cover: the parent's side (``bulk_process``), the protocol (``frame``).
 
 import argparse
 import os
-import selectors
 import socket
 import sys
 from pathlib import Path
 
-from kvstore import process
+from kvstore import child
 from kvstore.clock import SystemClock
 from kvstore.errors import SamovarError
 from kvstore.fs import LinuxFileSystem
@@ -29,7 +28,7 @@ NICENESS = 5
 def main() -> int:
     """Serve until the parent ends."""
     arguments = _parse()
-    parent = process.follow(arguments.parent)
+    parent = child.follow(arguments.parent)
     if parent is None:
         return 1
     os.nice(NICENESS)
@@ -60,18 +59,12 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _serve(server: BulkServer, listener: socket.socket, parent: int) -> None:
-    with selectors.DefaultSelector() as selector:
-        selector.register(listener, selectors.EVENT_READ)
-        selector.register(parent, selectors.EVENT_READ)
-        while True:
-            for ready, _ in selector.select():
-                if ready.fileobj is not listener:
-                    return
-                try:
-                    connected, _ = listener.accept()
-                except OSError:
-                    continue  # the client has left again, or we are short of descriptors
-                server.admit(connected)
+    for _ in child.until_end(parent, listener):
+        try:
+            connected, _ = listener.accept()
+        except OSError:
+            continue  # the client has left again, or we are short of descriptors
+        server.admit(connected)
 
 
 def _parse() -> argparse.Namespace:

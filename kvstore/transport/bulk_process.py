@@ -2,10 +2,9 @@
 
 import os
 import select
-import subprocess
-import sys
 from pathlib import Path
 
+from kvstore import child
 from kvstore.clock import Deadline
 from kvstore.errors import StateError
 
@@ -13,7 +12,7 @@ from kvstore.errors import StateError
 class BulkProcess:
     """A running bulk process. It ends with ``stop``, or with this process, however that ends."""
 
-    def __init__(self, process: subprocess.Popen[bytes], host: str, port: int) -> None:
+    def __init__(self, process: child.Process, host: str, port: int) -> None:
         self._process = process
         self._host = host
         self.port = port
@@ -26,20 +25,14 @@ class BulkProcess:
 
         Raises ``StateError`` when it does not come up; its stderr is this process's.
         """
-        command = [
-            sys.executable, "-m", "kvstore.transport.bulk", "--folder", str(folder),
-            "--host", host, "--port", str(port), "--parent", str(os.getpid()),
-        ]  # fmt: skip
+        words = ["--folder", str(folder), "--host", host, "--port", str(port)]
         if token_file is not None:
-            command += ["--token-file", str(token_file)]
+            words += ["--token-file", str(token_file)]
         ready, theirs = os.pipe()
         try:
-            with os.fdopen(theirs, "wb") as pipe:
-                process = subprocess.Popen(
-                    [*command, "--ready", str(theirs)],
-                    stdin=subprocess.DEVNULL,
-                    pass_fds=(pipe.fileno(),),
-                )
+            with os.fdopen(theirs, "wb"):
+                words += ["--ready", str(theirs)]
+                process = child.start("kvstore.transport.bulk", words, theirs)
             line = _read_line(ready, deadline)
         finally:
             os.close(ready)

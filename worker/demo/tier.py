@@ -7,7 +7,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -20,7 +20,7 @@ from kvstore.cluster.launch import LocalTier, Standing
 from kvstore.cluster.processes import find, is_alive
 from kvstore.config import ClusterConfig, NodeConfig, load
 from kvstore.errors import UnavailableError, UsageError
-from kvstore.node_folder import LOCK_FILE, Holder
+from kvstore.node_folder import holder_of
 from kvstore.rpc.client import ControlClient
 from kvstore.state import ProcessRecord
 from worker.demo.progress import POLL_S, TooSlow
@@ -76,8 +76,7 @@ class DemoTier:
 
     def kill_node(self, index: int) -> None:
         """SIGKILL a whole node: its storage processes, and the Ray node that would restart them."""
-        folder = Path(self._up().cluster_map.nodes[index].arena_folder)
-        holder = Holder.parse((folder / LOCK_FILE).read_bytes())
+        holder = holder_of(Path(self._up().cluster_map.nodes[index].arena_folder))
         assert holder is not None, "a running node has locked its folder"
         raylet = psutil.Process(holder.pid).parents()[0]
         for process in (raylet, *raylet.children(recursive=True)):
@@ -119,13 +118,10 @@ class DemoTier:
         self._tier.down(purge=True)
 
     def _stats(self, index: int) -> NodeStats | None:
-        client = ControlClient(self._up().cluster_map.nodes[index].control)
-        try:
+        control = self._up().cluster_map.nodes[index].control
+        with closing(ControlClient(control)) as client, suppress(UnavailableError):
             return client.stats()
-        except UnavailableError:
-            return None
-        finally:
-            client.close()
+        return None
 
     def _up(self) -> Standing:
         assert self._standing is not None, "the tier is used inside its with block"

@@ -3,14 +3,12 @@
 Does not cover: what is asked of it (``tier``), how it is packed (``requests``).
 """
 
-import os
 import socket
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from kvstore import child
 from kvstore.tiers.nvme.disk_queue import Answer, Ended, Event
 from kvstore.tiers.nvme.requests import (
     ANSWER,
@@ -43,7 +41,7 @@ class DiskProcess:
 
     def __init__(self, settings: DiskSettings) -> None:
         self._settings = settings
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: child.Process | None = None
         self._socket: socket.socket | None = None
         self._received = bytearray()
         self._unsent = bytearray()
@@ -57,16 +55,13 @@ class DiskProcess:
         settings = self._settings
         ours, theirs = socket.socketpair()
         with theirs:
-            command = [
-                sys.executable, "-m", "kvstore.tiers.nvme.worker",
+            words = [
                 "--folder", str(settings.folder), "--arena-folder", str(settings.arena_folder),
                 "--node-id", settings.node_id, "--extent-bytes", str(settings.extent_bytes),
                 "--extents", str(settings.extents), "--cells-max", str(settings.cells_max),
-                "--parent", str(os.getpid()), "--socket", str(theirs.fileno()),
+                "--socket", str(theirs.fileno()),
             ]  # fmt: skip
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, pass_fds=(theirs.fileno(),)
-            )
+            self._process = child.start("kvstore.tiers.nvme.worker", words, theirs.fileno())
         ours.setblocking(False)
         self._socket = ours
 

@@ -3,11 +3,11 @@
 Does not cover: what is in the files (``slab``, ``catalog``).
 """
 
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from kvstore.fs import sync_folder
 from kvstore.tiers.nvme.catalog import DATA_FILE, Catalog, Change, Content, LmdbCatalog
 from kvstore.tiers.nvme.identity import Identity
 from kvstore.tiers.nvme.walk import walk
@@ -45,7 +45,7 @@ class CatalogFolder:
         try:
             LmdbCatalog.open(fresh, identity, self.cells_max, change).close()
             (fresh / DATA_FILE).replace(self.path / DATA_FILE)
-            _sync_folder(self.path)
+            sync_folder(self.path)
         except OSError:
             if not is_there:
                 raise
@@ -54,12 +54,3 @@ class CatalogFolder:
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
         return LmdbCatalog.open(self.path, identity, self.cells_max)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -13,10 +13,8 @@ import numpy.typing as npt
 
 from kvstore.changes import as_words
 from kvstore.key import Keys
-from kvstore.table import LOAD_MAX, WAYS, Cells, Slots
+from kvstore.table import LOAD_MAX, WAYS, Cells, Slots, buckets_of
 from kvstore.tiers.nvme.record import RECORD, Records
-
-_MIX = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F))
 
 
 class Index:
@@ -32,7 +30,8 @@ class Index:
     def find(self, keys: Keys, cells: Cells) -> tuple[npt.NDArray[np.bool_], Slots]:
         """Of many cells, which are held, and by which records. Others' numbers mean nothing."""
         words = as_words(keys)
-        ways = np.concatenate([self._ways[b] for b in self._buckets(words, cells)], axis=1)
+        buckets = buckets_of(words, cells, self._bucket_count)
+        ways = np.concatenate([self._ways[bucket] for bucket in buckets], axis=1)
         at = np.maximum(ways, 1) - 1
         same = (ways != 0) & (self._words[at, 0] == words[:, :1])
         same &= self.records["cell"][at] == cells[:, None]
@@ -43,8 +42,8 @@ class Index:
 
     def insert(self, number: int) -> bool:
         """Let a record be found; ``False`` if both its buckets are full."""
-        first, second = (int(bucket[0]) for bucket in self._buckets(*self._name(number)))
-        free = [(np.flatnonzero(self._ways[bucket] == 0), bucket) for bucket in (first, second)]
+        pair = self._buckets(np.array([number], np.uint32))[0].tolist()
+        free = [(np.flatnonzero(self._ways[bucket] == 0), bucket) for bucket in pair]
         ways, bucket = max(free, key=lambda pair: len(pair[0]))
         if not len(ways):
             return False
@@ -64,8 +63,8 @@ class Index:
 
     def remove(self, number: int) -> None:
         """Let a record be found no more."""
-        for bucket in self._buckets(*self._name(number)):
-            row = self._ways[int(bucket[0])]
+        for bucket in self._buckets(np.array([number], np.uint32))[0].tolist():
+            row = self._ways[bucket]
             row[row == number + 1] = 0
 
     def metadata_bytes(self) -> int:
@@ -74,9 +73,7 @@ class Index:
 
     def _insert_some(self, numbers: Slots) -> Slots:
         """At most one record into each bucket, the emptier of its two; the others are returned."""
-        pair = np.stack(
-            self._buckets(self._words[numbers, :4], self.records["cell"][numbers]), axis=1
-        ).astype(np.intp)
+        pair = self._buckets(numbers)
         used = (self._ways != 0).sum(axis=1)[pair]
         rows = np.arange(len(numbers))
         emptier = used.argmin(axis=1)
@@ -89,13 +86,7 @@ class Index:
         self._ways[bucket[first], free[first].argmax(axis=1)] = numbers[first] + 1
         return numbers[~first]
 
-    def _name(self, number: int) -> tuple[npt.NDArray[np.uint64], Cells]:
-        return self._words[number : number + 1, :4], self.records["cell"][number : number + 1]
-
-    def _buckets(
-        self, words: npt.NDArray[np.uint64], cells: Cells
-    ) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
-        wide = cells.astype(np.uint64)
-        first, second = words[:, 0] + wide * _MIX[0], words[:, 1] + wide * _MIX[1]
-        half, count = np.uint64(32), self._bucket_count
-        return ((first >> half) * count) >> half, ((second >> half) * count) >> half
+    def _buckets(self, numbers: Slots) -> npt.NDArray[np.intp]:
+        """The two that each record may be found in, ``[n, 2]``."""
+        words, cells = self._words[numbers, :4], self.records["cell"][numbers]
+        return np.stack(buckets_of(words, cells, self._bucket_count), axis=1).astype(np.intp)

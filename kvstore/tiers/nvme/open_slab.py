@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kvstore.clock import Clock
-from kvstore.key import KEY_BYTES, Keys
+from kvstore.key import as_keys
 from kvstore.tiers.checks import Checks
 from kvstore.tiers.nvme.deletions import Deletion, Deletions
 from kvstore.tiers.nvme.disk_queue import Answer
@@ -91,7 +91,7 @@ class OpenSlab:
             return Declined.BUSY
         wall_ms = self._clock.wall_ms()
         cell = np.array([spill.cell], np.uint8)
-        found = self.shelf.find(packed_keys([spill.key]), cell, wall_ms=0)
+        found = self.shelf.find(as_keys(spill.key), cell, wall_ms=0)
         if found.held[0]:
             number = int(found.slots[0])
             if not self.shelf.has_expired(number, wall_ms):
@@ -125,7 +125,7 @@ class OpenSlab:
         if not deletion.sequence:
             self.sequence += 1
             deletion.sequence = self.sequence
-        for number in self.shelf.numbers_of(packed_keys(deletion.keys)):
+        for number in self.shelf.numbers_of(as_keys(b"".join(deletion.keys))):
             if int(self.shelf.records[number]["sequence"]) < deletion.sequence:
                 self._stats.deleted += 1
                 self._drop(number)
@@ -315,11 +315,6 @@ class OpenSlab:
         self._changes.append(
             CellChange(key_bytes(record), int(record["cell"]), int(record["span"]), added)
         )
-
-
-def packed_keys(keys: Iterable[bytes]) -> Keys:
-    """Keys as the index takes them."""
-    return np.frombuffer(b"".join(keys), np.uint8).reshape(-1, KEY_BYTES)
 
 
 def _named(key: bytes, sequence: int, now_ms: int) -> np.void:

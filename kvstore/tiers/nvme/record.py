@@ -50,6 +50,12 @@ Records = npt.NDArray[np.void]
 Tombstones = npt.NDArray[np.void]
 
 
+def rows_in(packed: bytes, at: int, records: int, tombstones: int) -> tuple[Records, Tombstones]:
+    """So many records from byte ``at`` on, and the tombstones that lie behind them."""
+    found = np.frombuffer(packed, RECORD, records, at)
+    return found, np.frombuffer(packed, TOMBSTONE, tombstones, at + found.nbytes)
+
+
 def slot_bytes_of(length: int) -> int:
     """Size of the slots that cells of ``length`` payload bytes go into."""
     pages = -(-(HEADER_BYTES + length) // PAGE_BYTES)

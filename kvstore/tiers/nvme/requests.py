@@ -14,7 +14,7 @@ from enum import IntEnum
 import numpy as np
 
 from kvstore.tiers.nvme.identity import IDENTITY_BYTES
-from kvstore.tiers.nvme.record import RECORD, TOMBSTONE, Records, Tombstones
+from kvstore.tiers.nvme.record import RECORD, TOMBSTONE, Records, Tombstones, rows_in
 
 NO_EXTENT = 0xFFFFFFFF
 _REQUEST = struct.Struct("<B3xIQQQ")
@@ -120,9 +120,7 @@ def unpack_opening(packed: bytes) -> Opening:
     kind, text_bytes, records, tombstones, identity = PREAMBLE.unpack_from(packed)
     at = PREAMBLE.size + text_bytes
     text = packed[PREAMBLE.size : at].decode(errors="replace")
-    found = np.frombuffer(packed, RECORD, records, at)
-    buried = np.frombuffer(packed, TOMBSTONE, tombstones, at + found.nbytes)
-    return Opening(OpeningKind(kind), text, identity, found, buried)
+    return Opening(OpeningKind(kind), text, identity, *rows_in(packed, at, records, tombstones))
 
 
 def no_opening(kind: OpeningKind, reason: str) -> Opening:

@@ -15,10 +15,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
-
 from kvstore.tiers.nvme.catalog import CatalogDamage, Content, read_catalog
-from kvstore.tiers.nvme.record import RECORD, TOMBSTONE
+from kvstore.tiers.nvme.record import rows_in
 
 WALK_S = 60.0
 _DAMAGED = 3
@@ -63,9 +61,7 @@ def unpack(packed: bytes) -> Content:
     """What ``pack`` wrote."""
     identity_bytes, records, tombstones = _COUNTS.unpack_from(packed)
     at = _COUNTS.size + identity_bytes
-    found = np.frombuffer(packed, RECORD, records, at)
-    buried = np.frombuffer(packed, TOMBSTONE, tombstones, at + found.nbytes)
-    return Content(packed[_COUNTS.size : at], found, buried)
+    return Content(packed[_COUNTS.size : at], *rows_in(packed, at, records, tombstones))
 
 
 def main() -> int:

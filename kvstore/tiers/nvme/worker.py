@@ -12,7 +12,6 @@ Does not cover: the parent's side (``disk_process``), the work itself (``drive``
 import argparse
 import os
 import secrets
-import selectors
 import socket
 import sys
 import threading
@@ -21,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
-from kvstore import process
+from kvstore import child
 from kvstore.arena import Arena
 from kvstore.errors import StateError
 from kvstore.fs import LinuxFileSystem
@@ -110,7 +109,7 @@ class Worker:
 def main() -> int:
     """Serve until the parent ends or hangs up."""
     arguments = _parse()
-    parent = process.follow(arguments.parent)
+    parent = child.follow(arguments.parent)
     if parent is None:
         return 1
     with socket.socket(fileno=arguments.socket) as connected:
@@ -174,24 +173,18 @@ def _arena(folder: Path) -> Arena:
 
 def _serve(worker: Worker, connected: socket.socket, parent: int) -> None:
     received = bytearray()
-    with selectors.DefaultSelector() as selector:
-        selector.register(connected, selectors.EVENT_READ)
-        selector.register(parent, selectors.EVENT_READ)
-        while True:
-            for ready, _ in selector.select():
-                if ready.fileobj is not connected:
-                    return
-                try:
-                    piece = connected.recv(_RECEIVE_BYTES)
-                except ConnectionResetError:
-                    return  # the parent ended with answers unread
-                if not piece:
-                    return
-                received += piece
-                whole = len(received) - len(received) % REQUEST_BYTES
-                for at in range(0, whole, REQUEST_BYTES):
-                    worker.take(unpack_request(bytes(received[at : at + REQUEST_BYTES])))
-                del received[:whole]
+    for _ in child.until_end(parent, connected):
+        try:
+            piece = connected.recv(_RECEIVE_BYTES)
+        except ConnectionResetError:
+            return  # the parent ended with answers unread
+        if not piece:
+            return
+        received += piece
+        whole = len(received) - len(received) % REQUEST_BYTES
+        for at in range(0, whole, REQUEST_BYTES):
+            worker.take(unpack_request(bytes(received[at : at + REQUEST_BYTES])))
+        del received[:whole]
 
 
 def _parse() -> argparse.Namespace:
