@@ -21,6 +21,7 @@ from kvstore.rpc.audience import Audience
 from kvstore.rpc.bulletin import Bulletin
 from kvstore.rpc.cache_pb2_grpc import CacheServicer
 from kvstore.rpc.cluster_pb2 import (
+    SEALED,
     TOO_MANY_KEYS,
     TOO_MANY_SESSIONS,
     UNKNOWN_SESSION,
@@ -161,20 +162,25 @@ class CacheService(CacheServicer):
             for event in self.audience.news(session):
                 await context.write(event)
             await context.write(pb.SessionEvent(opened=session))
+            telling = asyncio.Lock()
             beats = asyncio.create_task(self._listen(requests, session))
-            news = asyncio.create_task(self._tell(context, session))
+            news = asyncio.create_task(self._tell(context, session, telling))
             try:
                 ended, _ = await asyncio.wait({beats, news}, return_when=asyncio.FIRST_COMPLETED)
                 for task in ended:
                     task.result()
+                async with telling:
+                    pass  # a write that is cut off costs memory
             finally:
                 beats.cancel()
                 news.cancel()
                 await asyncio.gather(beats, news, return_exceptions=True)
         finally:
+            was_open = self._node.has_session(session)
             self.audience.leave(session)
             self._node.close_session(session)
-        await context.write(pb.SessionEvent(closed=_unknown(session).verdict()))
+        if not was_open:  # else the client has hung up, and a write that fails costs memory
+            await context.write(pb.SessionEvent(closed=_unknown(session).verdict()))
 
     async def _come_up(self, promotion: Promotion, patience_s: float) -> None:
         """Wait until the disk has delivered, or refused, what was asked; or for as long as that."""
@@ -189,6 +195,8 @@ class CacheService(CacheServicer):
         return slots, unpack(request.generations, np.uint64, len(slots), "generations")
 
     def _open(self) -> int:
+        if self._node.life.is_sealed:
+            raise WireFault(SEALED, "this node does not know yet which tenants were erased")
         session = self._node.open_session()
         if not session:
             raise WireFault(TOO_MANY_SESSIONS, "this node has too many clients: use fewer")
@@ -201,18 +209,22 @@ class CacheService(CacheServicer):
                 return
             self.audience.heard(session, beat.epochs_version)
 
-    async def _tell(self, context: Context, session: int) -> None:
+    async def _tell(self, context: Context, session: int, telling: asyncio.Lock) -> None:
+        """Until the session ends; has ``telling`` while something is on its way."""
         told_map, told_unreachable = None, None
         async for notice in self._bulletin.notices():
-            if notice.map is not told_map:
-                told_map = notice.map
-                await context.write(pb.SessionEvent(map=convert.map_to_message(told_map)))
-            if notice.unreachable != told_unreachable:
-                told_unreachable = notice.unreachable
-                nodes = pb.Unreachable(nodes=convert.nodes_to_bytes(told_unreachable))
-                await context.write(pb.SessionEvent(unreachable=nodes))
-            for event in self.audience.news(session):
-                await context.write(event)
+            async with telling:
+                if notice.map is not told_map:
+                    told_map = notice.map
+                    await context.write(pb.SessionEvent(map=convert.map_to_message(told_map)))
+                if notice.unreachable != told_unreachable:
+                    told_unreachable = notice.unreachable
+                    nodes = pb.Unreachable(nodes=convert.nodes_to_bytes(told_unreachable))
+                    await context.write(pb.SessionEvent(unreachable=nodes))
+                for event in self.audience.news(session):
+                    await context.write(event)
+            if not self._node.has_session(session):
+                return
 
     def _check(self, incarnation: int) -> None:
         if incarnation != self._node.identity.incarnation:

@@ -48,6 +48,9 @@ from kvstore.rpc.wire import (
 )
 from kvstore.table import Cells, Generations, Slots
 
+FAREWELL_S = 0.5
+"""How long a node may take to end what its client ends."""
+
 Value = TypeVar("Value")
 Digests = npt.NDArray[np.uint64]
 
@@ -82,6 +85,7 @@ class ControlClient:
         self._contact_s = min(contact_s, deadline_s)
         self._process = os.getpid()
         self._closed = False
+        self._has_answered = False
         self._metadata = bearer(token)
         self._channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
         self._cache = CacheStub(self._channel)
@@ -121,6 +125,10 @@ class ControlClient:
     def told_epoch_of(self, tenant: bytes) -> int:
         """A tenant's epoch, as far as this node has told; never waits."""
         return self._session.told_epoch_of(tenant)
+
+    def has_session(self) -> bool:
+        """Whether there is a session now. Waits for the first attempt to open one, never again."""
+        return self._session.is_open()
 
     def lost_s(self) -> float:
         """For how many seconds there has been no session, 0 while there is one."""
@@ -257,7 +265,7 @@ class ControlClient:
         if self._closed or self._process != os.getpid():
             return
         self._closed = True
-        self._session.hang_up()
+        self._session.hang_up(FAREWELL_S if self._has_answered else 0.0)
         self._channel.close()
         self._session.join()
 
@@ -310,6 +318,7 @@ class ControlClient:
         wait_s = min(wait_s, (deadline_s or self._deadline_s) if met else self._contact_s)
         try:
             reply = method(request, timeout=wait_s, metadata=self._metadata)
+            self._has_answered = True
         except grpc.RpcError as fault:
             raise _unavailable(self.address, fault) from None
         except ValueError:  # another thread has closed the channel meanwhile

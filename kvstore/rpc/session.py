@@ -73,6 +73,8 @@ class SessionThread:
         self._link: Link | None = None
         self._reason = "it was not tried yet"
         self._stream: Stream | None = None
+        self._ended = threading.Event()
+        """That there are no more beats on the stream."""
         self._closing = threading.Event()
         self._tried = threading.Event()
         self._thread = threading.Thread(target=self._run, name="samovar-session", daemon=True)
@@ -85,6 +87,11 @@ class SessionThread:
         if link is None:
             raise UnavailableError(f"no session with {self._address}: {self._reason}")
         return link
+
+    def is_open(self) -> bool:
+        """Whether there is a session now. Waits as ``link`` does."""
+        self._tried.wait(self._contact_s)
+        return self._link is not None
 
     def epoch_of(self, tenant: bytes) -> int:
         """A tenant's epoch, as far as any session has told. Waits as ``link`` does."""
@@ -106,9 +113,15 @@ class SessionThread:
             self._lose()
             stream.cancel()
 
-    def hang_up(self) -> None:
-        """End the session and open no other."""
+    def hang_up(self, patience_s: float) -> None:
+        """End the session and open no other.
+
+        The node is to end the stream, when it has seen the last beat, and is given some time: a
+        call that breaks off costs it memory for good (github.com/grpc/grpc/issues/43360).
+        """
         self._closing.set()
+        self._ended.set()
+        self._thread.join(patience_s)
         stream = self._stream
         if stream is not None:
             stream.cancel()
@@ -137,7 +150,9 @@ class SessionThread:
         hello = self._hello()
         self._learn(hello.map)
         incarnation = hello.identity.incarnation
-        ended = threading.Event()
+        self._ended = ended = threading.Event()
+        if self._closing.is_set():
+            return "closed"
         self._epochs_version = 0
         try:
             beats = self._beats(incarnation, ended)
@@ -147,9 +162,11 @@ class SessionThread:
         self._stream = stream
         try:
             if self._closing.is_set():
-                return "closed"
+                ended.set()
             for event in stream:
                 if event.HasField("closed"):
+                    if self._link is None:
+                        raise UnavailableError(event.closed.detail)
                     return str(event.closed.detail)
                 self._take(event, incarnation)
             return "the node ended it"
@@ -157,6 +174,7 @@ class SessionThread:
             return f"{fault.code().name}: {fault.details()}"
         finally:
             self._lose()
+            self._stream = None
             ended.set()
             stream.cancel()
 

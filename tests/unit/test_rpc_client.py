@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +15,10 @@ from kvstore.directory import LOCATE_KEYS_MAX, Announcement
 from kvstore.errors import ConfigError, UnavailableError, UsageError
 from kvstore.holders import Located
 from kvstore.key import Keys
+from kvstore.rpc import cache_pb2 as pb
+from kvstore.rpc import client as client_module
 from kvstore.rpc import wire
+from kvstore.rpc.cache_service import CacheService, Context
 from kvstore.rpc.client import ControlClient, StaleMap
 from tests.served import (
     PAYLOAD_BYTES,
@@ -27,20 +30,6 @@ from tests.served import (
     some_keys,
     two_nodes,
 )
-from tests.worlds import shared_folder
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    with shared_folder() as path:
-        yield path
-
-
-@pytest.fixture
-def served(folder: Path) -> Iterator[Served]:
-    node = Served(folder)
-    yield node
-    node.stop()
 
 
 @pytest.fixture
@@ -330,6 +319,31 @@ def test_a_closed_client_is_unavailable_and_leaves_no_thread(served: Served) -> 
     with pytest.raises(UnavailableError, match="was closed"):
         client.stats()
     eventually(lambda: not _session_threads() - before)
+
+
+@pytest.mark.parametrize("name", ["session", "identity"])
+def test_a_client_that_closes_breaks_no_session_off(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """What breaks off costs the node memory for good."""
+    ends: list[str] = []
+    serve = CacheService.Session
+
+    async def watched(service: CacheService, beats: AsyncIterator[pb.Beat], it: Context) -> None:
+        ends.append("broken off")
+        await serve(service, beats, it)
+        ends[-1] = "ended"
+
+    monkeypatch.setattr(CacheService, "Session", watched)
+    monkeypatch.setattr(client_module, "FAREWELL_S", 60.0)
+    served = Served(folder)
+    for _ in range(20):
+        client = ControlClient(served.address)
+        assert getattr(client, name)
+        client.close()
+    served.stop()
+    assert "broken off" not in ends
+    assert len(ends) == 20 or name == "identity", "who asks no more may be gone before there is one"
 
 
 def test_closing_is_quick_when_nobody_is_there() -> None:
