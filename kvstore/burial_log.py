@@ -5,13 +5,15 @@
 The checksum is XXH3-64 of the rest, seeded by the version. A row is durable when ``append``
 answers so. A row that does not verify is passed over: what a crash tore was not answered. The row
 of key 0 says up to which id burials were forgotten. A log that is mostly outdated is written anew,
-and so is one into which a write failed, at the next chance.
+and so is one into which a write failed, at the next chance. As long as a log can't be read it is
+not written over, and nothing more is durable.
 
 Does not cover: which burials are kept (``kvstore.burials``).
 """
 
 import logging
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -46,9 +48,21 @@ class BurialLog:
         self._files = files
         self._path = folder / name
         self._book = book
+        self._start_ms = wall_ms
         self._rows = 0
         self._is_whole = True
-        self._read(wall_ms)
+        self.is_read = True
+        """Whether what is in the file is in the book. ``mend`` reads it where it could not be."""
+        try:
+            self._read()
+        except OSError as fault:
+            self.is_read = self._is_whole = False
+            log.warning(
+                "%s can't be read, which says what was deleted: until it can, nothing is shown or "
+                "stored here: %s",
+                self._path,
+                fault,
+            )
         self._tidy()
 
     def append(self, burials: Iterable[tuple[bytes, Burial]]) -> bool:
@@ -68,12 +82,19 @@ class BurialLog:
         return self._is_whole
 
     def mend(self) -> bool:
-        """Write anew what could not be written; whether all burials are durable."""
+        """Read what could not be read, write what could not be written; whether all is durable."""
+        if not self.is_read:
+            with suppress(OSError):  # it was said at the start
+                self._read()
+                self.is_read = True
+                log.warning("%s could be read", self._path)
+            self._is_whole = False  # what was heard meanwhile is not in it
         self._tidy()
         return self._is_whole
 
     def _tidy(self) -> None:
-        if self._is_whole and self._rows <= 2 * len(self._book) + OUTDATED_ROWS_MAX:
+        is_tidy = self._rows <= 2 * len(self._book) + OUTDATED_ROWS_MAX
+        if not self.is_read or (self._is_whole and is_tidy):
             return
         rows = [_row(key, burial) for key, burial in reversed(self._book.items())]
         if self._book.floor:
@@ -87,13 +108,9 @@ class BurialLog:
             log.warning("all deletes are logged again")
         self._is_whole, self._rows = True, len(rows)
 
-    def _read(self, wall_ms: int) -> None:
-        try:
-            data = self._files.read(self._path) or b""
-        except OSError as fault:
-            log.warning("deletes before this start are unknown: %s", fault)
-            self._is_whole = False
-            return
+    def _read(self) -> None:
+        """Enter what the file says into the book."""
+        data = self._files.read(self._path) or b""
         whole = len(data) - len(data) % ROW.itemsize
         rows = [data[at : at + ROW.itemsize] for at in range(0, whole, ROW.itemsize)]
         for packed in rows:
@@ -104,13 +121,13 @@ class BurialLog:
                 self._book.raise_floor(int(row["id"]))
             else:
                 # A clock that was set back makes nobody's burial last longer.
-                when_ms = min(int(row["when_ms"]), wall_ms)
+                when_ms = min(int(row["when_ms"]), self._start_ms)
                 self._book.enter(key, Burial(int(row["id"]), when_ms))
         self._rows = len(rows)
         self._is_whole = self._is_whole and whole == len(data)
         if not self._is_whole:
             log.warning("%s was torn: %d deletes in it are whole", self._path, len(self._book))
-        self._book.forget_outdated(wall_ms)
+        self._book.forget_outdated(self._start_ms)
 
 
 def _row(key: bytes, burial: Burial) -> bytes:

@@ -158,7 +158,7 @@ class HoldOutcome(IntEnum):
     OVER_BUDGET = 2
     """Of the tenant, or of the node for all tenants together."""
     NOT_HELD = 3
-    """A cell of it is not here."""
+    """A cell of it is not here, or its tenant was erased since."""
     TOO_MANY = 4
     """Holds, at this node."""
     FAILED = 5
@@ -173,7 +173,8 @@ class HoldOutcome(IntEnum):
 class HoldRequest:
     """Blocks that a node is to keep for ``ttl_ms``, all cells of ``mask``, on ``replicas`` nodes.
 
-    A second one of the same ``tenant`` (``kvstore.tenants``) and ``handle`` adds to the first.
+    A second one of the same ``tenant`` (``kvstore.tenants``) and ``handle`` adds to the first; one
+    of a later ``tenant_epoch`` replaces it. That is the blocks', as far as the client knows.
     """
 
     tenant: bytes
@@ -182,6 +183,7 @@ class HoldRequest:
     mask: int
     ttl_ms: int
     replicas: int = 1
+    tenant_epoch: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +201,7 @@ class CarryRequest:
 
     ``more_bytes`` is what will be asked for besides, so that a copy that does not fit is declined
     before any of it is sent. ``age_ms`` is how long ago a client asked for the hold last: a release
-    since then ends it. ``tenant_epoch`` is the tenant's as far as the sender knows.
+    since then ends it. ``tenant_epoch`` is the hold's.
     """
 
     tenant: bytes

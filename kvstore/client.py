@@ -36,16 +36,17 @@ from kvstore.embedded import embedded_tier
 from kvstore.entry import enter
 from kvstore.errors import UnavailableError, UsageError
 from kvstore.key import Chain, Keys
+from kvstore.machine import SHM_FOLDER
 from kvstore.namespace import Namespace
 from kvstore.plan import Fetched, Plan, Stored, merged
 from kvstore.retention import TTL_S_MAX
-from kvstore.routes import Routes
+from kvstore.routes import Routes, is_erased
 from kvstore.rows import KVRows
 from kvstore.tenants import tenant_digest
 
-SHM_FOLDER = Path("/dev/shm")
 ERASED = "ERASED"
 """The reason for which nothing is stored for a tenant of before its erasure."""
+UNTOLD = "no node says which tenants were erased"
 READERS = 8
 """Nodes that one process reads from at the same time."""
 
@@ -133,14 +134,14 @@ class Samovar:
         """
         self._check(namespace)
         chain = Chain.of(namespace, tokens, boundaries)
-        erased = self._is_erased(namespace)
+        is_current = self._is_current(namespace)
         return search.longest_prefix(
             namespace,
             chain,
             namespace.grid.full_mask if mask is None else mask,
-            None if erased else self._routes.own_table(),
+            self._routes.own_table() if is_current else None,
             self._clock,
-            None if erased else self._routes.locate,
+            self._routes.locate if is_current else None,
         )
 
     def get_into(
@@ -161,7 +162,7 @@ class Samovar:
             raise UsageError(f"start must be how many tokens the rows hold, 0 or more: {start!r}")
         wait_s = self._config.get_deadline_s if deadline_s is None else deadline_s
         deadline = Deadline.after(self._clock, wait_s)
-        if self._is_erased(plan.namespace):
+        if not self._is_current(plan.namespace):
             plan = plan.behind(max(plan.tokens, int(start)))
         return reading.read(plan, rows, self._routes, self._workers, deadline, int(start))
 
@@ -197,8 +198,9 @@ class Samovar:
             operation=next(self._operations),
             ttl_s=self._config.default_ttl_s if ttl_s is None else ttl_s,
         )
-        if self._is_erased(namespace):
-            return writing.refused(put, ERASED)
+        if not self._is_current(namespace):
+            is_known = is_erased(namespace, self._routes)
+            return writing.refused(put, ERASED) if is_known else writing.failed(put, UNTOLD)
         deadline = Deadline.after(self._clock, self._config.put_deadline_s)
         try:
             route = self._routes.write_route()
@@ -289,11 +291,12 @@ class Samovar:
         """The namespace in its tenant's epoch now; the same one where it is current.
 
         Take it once for each request, for all its calls: what was computed before an erasure is
-        then not stored after it.
+        then not stored after it. While no node answers it stays as it is.
         """
         self._check()
-        epoch = self._epoch_of(namespace)
-        return replace(namespace, tenant_epoch=epoch) if self._is_erased(namespace) else namespace
+        if not is_erased(namespace, self._routes):
+            return namespace
+        return replace(namespace, tenant_epoch=self._epoch_of(namespace))
 
     def inspect(self, keys: Keys) -> Inspected:
         """What every node knows of blocks, by their keys, uint8 ``[n, 32]``."""
@@ -327,9 +330,9 @@ class Samovar:
     def _epoch_of(self, namespace: Namespace) -> int:
         return self._routes.epoch_of(tenant_digest(namespace.tenant))
 
-    def _is_erased(self, namespace: Namespace) -> bool:
-        """Whether its tenant was erased since."""
-        return self._epoch_of(namespace) > namespace.tenant_epoch
+    def _is_current(self, namespace: Namespace) -> bool:
+        """Whether its tenant was not erased since, and some node would have told us."""
+        return self._routes.is_told() and not is_erased(namespace, self._routes)
 
     def _check(self, namespace: Namespace | None = None) -> None:
         if self._process != os.getpid():

@@ -139,9 +139,19 @@ class ClusterRoutes:
         return found.without(self._hidden(found))
 
     def epoch_of(self, tenant: bytes) -> int:
-        """The own node may be left out of the map: then it hears of no erasure, others do."""
         told = [peer.control.told_epoch_of(tenant) for peer in list(self._peers.values())]
         return max([self._entry.life.epoch_of(tenant), *told])
+
+    def is_told(self) -> bool:
+        """A session with any node tells of all erasures, of those before it first.
+
+        A node that may not know them all opens none: then others are connected to.
+        """
+        if self._entry.has_session():
+            return True
+        indexes = dict.fromkeys([*self._peers, *(n.index for n in self.map.nodes[:INTRODUCED_MAX])])
+        controls = map(self._usable, indexes)
+        return any(control is not None and control.has_session() for control in controls)
 
     def access(self, node: int) -> NodeAccess:
         if node == OWN_NODE or self._is_entry(node):

@@ -20,10 +20,10 @@ from kvstore.calls import DELETE_ID_MAX, DELETE_KEYS_MAX
 from kvstore.clock import Clock
 from kvstore.errors import UsageError
 from kvstore.holds import Holds
-from kvstore.key import Keys
+from kvstore.key import Keys, as_keys
 from kvstore.lasting import Lasting
 from kvstore.owed import OwedDeletes
-from kvstore.tiers.behind import Behind, Erasure, as_keys
+from kvstore.tiers.behind import Behind, Erasure
 from kvstore.tiers.host import HostTier
 
 MEND_S = 1.0
@@ -65,12 +65,17 @@ class Deletes:
         self._clock = clock
         self._log = BurialLog(lasting.files, lasting.folder, self.book, clock.wall_ms())
         self._ids = DeleteClock()
-        self._ids.see(max([self.book.floor, *(burial.id for _, burial in self.book.items()[:1])]))
+        self._see_buried()
         self._begun: dict[bytes, int] = {}
         """The newest delete of each block that is not buried yet."""
         self._heard: list[_Heard] = []
         self._owed = OwedDeletes(behind, lasting, clock.wall_ms())
         self._mended_s = clock.monotonic_s()
+
+    @property
+    def is_read(self) -> bool:
+        """Whether all that was deleted before this start is known."""
+        return self._log.is_read and self._owed.is_read
 
     def begin(self, keys: Keys, delete_id: int | None = None) -> Deletion:
         """Delete blocks, under a new id unless another node has given it one."""
@@ -143,10 +148,17 @@ class Deletes:
             self._mended_s = now_s
             self.book.forget_outdated(self._clock.wall_ms())
             self._log.mend()
+            self._see_buried()
+            self._owed.mend()
+
+    def _see_buried(self) -> None:
+        self._ids.see(max([self.book.floor, *(burial.id for _, burial in self.book.items()[:1])]))
 
     def _is_paid(self, burials: dict[bytes, Burial], erasure: Erasure) -> bool:
         """Whether the disk has done it, or is owed it: before that, no burial may say so."""
-        return erasure.is_done or (erasure.is_owed and self._owed.add(burials))
+        if erasure.is_done:
+            return True
+        return erasure.is_owed and self._owed.add(burials, self._clock.wall_ms())
 
     def _heard_of(self) -> dict[bytes, int]:
         """The newest delete of each block that a neighbour told of and that is not done."""

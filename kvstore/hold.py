@@ -3,6 +3,9 @@
 One with ``replicas`` has a copy on another node, its ``partner``. That carries it as a hold of its
 own, whose ``origin`` and first partner is the node that had it before.
 
+It is of an epoch of its tenant, that of its blocks (``kvstore.tenants``): the tenant's erasure ends
+it, whenever this node hears of that, and leaves those of the new epoch alone.
+
 Does not cover: all holds of a node together (``kvstore.holds``).
 """
 
@@ -40,6 +43,7 @@ class Hold:
     replicas: int = 1
     origin: str = ""
     partner: str = ""
+    tenant_epoch: int = 0
 
     def __len__(self) -> int:
         return len(self.cells)
@@ -65,7 +69,12 @@ class Hold:
         return np.array([name in theirs for name in self.names()], np.bool_)
 
     def joined(self, other: "Hold") -> "Hold":
-        """The cells of both, until the later end, on as many nodes as the one that wants more."""
+        """The cells of both, until the later end, on as many nodes as the one that wants more.
+
+        If the other one is of a later epoch, this one is over.
+        """
+        if other.tenant_epoch > self.tenant_epoch:
+            return other
         more = other.without(self)
         later = max((self, other), key=lambda hold: hold.until_s)
         return replace(

@@ -1,7 +1,7 @@
 """Hold files: a node's holds on disk, one small file each, replaced whole.
 
     holds/<digest of tenant, handle and origin>
-    head (magic, tenant, until, ttl, born, counts)   names   keys   cells   sizes   checksum
+    head (magic, tenant, epoch, until, ttl, born, counts)   names   keys   cells   sizes   checksum
 
 ``until`` and ``born`` are wall time; a clock that was set back makes nobody's hold longer than it
 was promised. A file without cells says that a hold was released, and lies beside those that have
@@ -28,9 +28,9 @@ from kvstore.tenants import TENANT_BYTES
 log = logging.getLogger(__name__)
 
 HOLDS_FOLDER = "holds"
-_MAGIC = b"SMVHOLD2"
-_HEAD = struct.Struct(f"<8s{TENANT_BYTES}sQQQIIIII")
-"""Magic, tenant, until, ttl, born, rows, replicas; bytes of handle, origin and partner."""
+_MAGIC = b"SMVHOLD3"
+_HEAD = struct.Struct(f"<8s{TENANT_BYTES}sQQQQIIIII")
+"""Magic, tenant, epoch, until, ttl, born, rows, replicas; bytes of handle, origin and partner."""
 _RELEASED = b"\0released"
 _CHECKSUM_BYTES = 8
 _ROW_BYTES = KEY_BYTES + 1 + 8
@@ -66,8 +66,8 @@ class HoldFiles:
         born_ms = max(0, wall_ms - max(0, round(1000 * (now_s - hold.born_s))))
         names = [text.encode() for text in (hold.handle, hold.origin, hold.partner)]
         head = _HEAD.pack(
-            _MAGIC, hold.tenant, until_ms, hold.ttl_ms, born_ms, len(hold), hold.replicas,
-            *map(len, names),
+            _MAGIC, hold.tenant, hold.tenant_epoch, until_ms, hold.ttl_ms, born_ms, len(hold),
+            hold.replicas, *map(len, names),
         )  # fmt: skip
         arrays = hold.keys.tobytes() + hold.cells.tobytes() + hold.sizes_bytes.tobytes()
         data = head + b"".join(names) + arrays
@@ -110,7 +110,8 @@ def _parse(data: bytes, clock: Clock) -> Hold | None:
     body = data[:-_CHECKSUM_BYTES]
     if len(body) < _HEAD.size or xxh3_64_digest(body) != data[-_CHECKSUM_BYTES:]:
         return None
-    magic, tenant, until_ms, ttl_ms, born_ms, rows, replicas, *lengths = _HEAD.unpack_from(body)
+    magic, tenant, epoch, *rest = _HEAD.unpack_from(body)
+    until_ms, ttl_ms, born_ms, rows, replicas, *lengths = rest
     at = _HEAD.size + sum(lengths)
     if magic != _MAGIC or len(body) != at + rows * _ROW_BYTES:
         return None
@@ -131,4 +132,5 @@ def _parse(data: bytes, clock: Clock) -> Hold | None:
         replicas=replicas,
         origin=origin,
         partner=partner,
+        tenant_epoch=epoch,
     )

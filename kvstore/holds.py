@@ -6,7 +6,8 @@
     ALL_SHARE_MAX     the arena, for the holds of all tenants together
 
 Two holds of one tenant on a cell count its bytes once. A cell lives at least as long as its holds.
-A hold ends by itself; what is deleted, or turns out damaged, leaves it before that.
+A hold ends by itself; what is deleted, or turns out damaged, leaves it before that. The erasure of
+its tenant ends it, unless it is of the epoch that began then, or of a later one.
 
 Another node may ask for a copy of a hold of its own (``carry``): it is a hold like any other,
 within the same budget, and has its origin's id in its name. That a hold with copies was released
@@ -19,7 +20,7 @@ Does not cover: where a cell is kept (``kvstore.protection``), holds on disk
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -44,11 +45,11 @@ from kvstore.clock import Clock
 from kvstore.errors import UsageError
 from kvstore.hold import Hold, Name, Rows, distinct_bytes
 from kvstore.hold_files import HoldFiles
-from kvstore.key import Keys
+from kvstore.key import Keys, as_keys
 from kvstore.lasting import Lasting
 from kvstore.protection import Protection
-from kvstore.tenants import TENANT_BYTES
-from kvstore.tiers.behind import Behind, as_keys
+from kvstore.tenants import EPOCH_MAX, TENANT_BYTES
+from kvstore.tiers.behind import Behind
 from kvstore.tiers.host import HostTier
 from kvstore.tiers.nvme.record import PAGE_BYTES
 from kvstore.tiers.tier import Suspicion
@@ -99,14 +100,20 @@ class Holds:
 
     def grant(self, request: HoldRequest) -> HoldReply:
         """Promise to keep cells, all of them or none."""
-        _check_promise(request.tenant, request.handle, request.ttl_ms)
+        _check_promise(request)
         if not 0 < len(request.keys) <= HOLD_KEYS_MAX:
             raise UsageError(f"a hold is for 1 to {HOLD_KEYS_MAX} blocks, not {len(request.keys)}")
         if not 0 < request.replicas <= REPLICAS_MAX:
             raise UsageError(f"a hold has 1 to {REPLICAS_MAX} copies, not {request.replicas}")
         asked = self._asked(request)
-        outcome = HoldOutcome.NOT_HELD if asked is None else self._enter(asked)
-        held_bytes = distinct_bytes(self._of(request.tenant))
+        outcome = HoldOutcome.NOT_HELD
+        if asked is not None and not self._is_over(asked):
+            outcome = self._enter(asked)
+        return self.reply(request.tenant, outcome)
+
+    def reply(self, tenant: bytes, outcome: HoldOutcome) -> HoldReply:
+        """The answer to a tenant."""
+        held_bytes = distinct_bytes(self._of(tenant))
         return HoldReply(outcome, held_bytes, self.tenant_bytes_max)
 
     def carry(self, request: CarryRequest) -> CarryReply:
@@ -114,7 +121,8 @@ class Holds:
         asked = self._carried(request)
         wanted = np.zeros(len(asked), np.bool_)
         mark = self._released.get((request.tenant, request.handle, ""))
-        if mark is not None and asked.born_s <= mark.born_s:
+        is_released = mark is not None and asked.born_s <= mark.born_s
+        if is_released or self._is_over(asked):
             return CarryReply(HoldOutcome.RELEASED, wanted)
         news = ~asked.within(
             hold
@@ -140,10 +148,11 @@ class Holds:
             self._remember_release(max(copied, key=lambda hold: hold.until_s))
         return bool(gone)
 
-    def release_all(self, tenant: bytes) -> None:
-        """End all holds of a tenant."""
-        for hold in self._of(tenant):
-            self.end(hold)
+    def end_erased(self, epoch_of: Callable[[bytes], int]) -> None:
+        """End those that are of an epoch of before their tenants' last erasure."""
+        for hold in list(self._holds.values()):
+            if hold.tenant_epoch < epoch_of(hold.tenant):
+                self.end(hold)
 
     def end(self, hold: Hold) -> None:
         """A hold is over, unless it has become another one meanwhile."""
@@ -250,10 +259,16 @@ class Holds:
         hold = asked if former is None else former.joined(asked)
         return None if self._has_budget(hold, more_bytes) else HoldOutcome.OVER_BUDGET
 
+    def _is_over(self, asked: Hold) -> bool:
+        """Whether its handle is in a later epoch already: then its tenant was erased since."""
+        former = self._holds.get(asked.name)
+        return former is not None and asked.tenant_epoch < former.tenant_epoch
+
     def _has_budget(self, hold: Hold, more_bytes: int) -> bool:
         """Whether what the tenant would hold then is no more than it may, or than now."""
         now = self._of(hold.tenant)
-        bytes_now, bytes_then = distinct_bytes(now), distinct_bytes([*now, hold]) + more_bytes
+        others = [one for one in now if one.name != hold.name]
+        bytes_now, bytes_then = distinct_bytes(now), distinct_bytes([*others, hold]) + more_bytes
         if bytes_then <= bytes_now:
             return True
         others_bytes = self.promised_bytes - bytes_now
@@ -273,16 +288,17 @@ class Holds:
         return Hold(
             request.tenant, request.handle, keys, cells, (pages * PAGE_BYTES).astype(np.uint64),
             request.ttl_ms, now_s + request.ttl_ms / 1000, now_s, request.replicas,
+            tenant_epoch=request.tenant_epoch,
         )  # fmt: skip
 
     def _carried(self, request: CarryRequest) -> Hold:
         """What another node asks for as a hold of its own."""
-        _check_promise(request.tenant, request.handle, request.ttl_ms)
+        _check_promise(request)
         now_s = self._clock.monotonic_s()
         asked = Hold(
             request.tenant, request.handle, request.keys, request.cells, request.sizes_bytes,
             request.ttl_ms, now_s + request.ttl_ms / 1000, now_s - request.age_ms / 1000,
-            REPLICAS_MAX, origin=request.origin, partner=request.origin,
+            REPLICAS_MAX, request.origin, request.origin, request.tenant_epoch,
         )  # fmt: skip
         if not 0 < len(set(asked.names())) == len(asked) <= CARRY_CELLS_MAX:
             raise UsageError(f"1 to {CARRY_CELLS_MAX} different cells are carried in one call")
@@ -359,11 +375,13 @@ class Holds:
         return list(marks.values())
 
 
-def _check_promise(tenant: bytes, handle: str, ttl_ms: int) -> None:
-    size_bytes = len(handle.encode())
-    if len(tenant) != TENANT_BYTES:
+def _check_promise(request: HoldRequest | CarryRequest) -> None:
+    size_bytes = len(request.handle.encode())
+    if len(request.tenant) != TENANT_BYTES:
         raise UsageError(f"a tenant has {TENANT_BYTES} bytes here: take its tenant_digest")
     if not 0 < size_bytes <= HANDLE_BYTES_MAX:
         raise UsageError(f"a handle has 1 to {HANDLE_BYTES_MAX} bytes, not {size_bytes}")
-    if not 0 < ttl_ms <= HOLD_TTL_MS_MAX:
-        raise UsageError(f"a hold lasts 1 to {HOLD_TTL_MS_MAX} ms, not {ttl_ms}")
+    if not 0 < request.ttl_ms <= HOLD_TTL_MS_MAX:
+        raise UsageError(f"a hold lasts 1 to {HOLD_TTL_MS_MAX} ms, not {request.ttl_ms}")
+    if not 0 <= request.tenant_epoch <= EPOCH_MAX:
+        raise UsageError(f"a tenant's epoch is 0 to {EPOCH_MAX}, not {request.tenant_epoch}")

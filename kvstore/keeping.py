@@ -42,6 +42,7 @@ class Promise:
     handle: str
     ttl_ms: int
     replicas: int
+    tenant_epoch: int
 
 
 def keys_behind(chain: Chain, start: int) -> Keys:
@@ -71,7 +72,9 @@ def hold(plan: Plan, handle: str, ttl_ms: int, replicas: int, routes: Routes) ->
     """Have a prefix kept by all nodes that have part of it, or by none."""
     if not plan.blocks:
         return Held(HoldOutcome.NOT_HELD)
-    promise = Promise(tenant_digest(plan.namespace.tenant), handle, ttl_ms, replicas)
+    namespace = plan.namespace
+    tenant = tenant_digest(namespace.tenant)
+    promise = Promise(tenant, handle, ttl_ms, replicas, namespace.tenant_epoch)
     bits = np.array([1 << cell.index for cell in plan.cells], np.uint64)
     masks: Masks = {}
     for node in np.unique(plan.nodes).tolist():
@@ -87,7 +90,8 @@ def hold_keys(
     keys: Keys, tenant: str, handle: str, ttl_ms: int, replicas: int, routes: Routes
 ) -> Held:
     """Have blocks kept wherever they are, each cell of them once, besides its copies."""
-    promise = Promise(tenant_digest(tenant), handle, ttl_ms, replicas)
+    digest = tenant_digest(tenant)
+    promise = Promise(digest, handle, ttl_ms, replicas, routes.epoch_of(digest))
     left = np.zeros(len(keys), np.uint64)
     names = dict(routes.nodes)  # a newer map may come meanwhile
     found = inspect(keys, routes).nodes
@@ -149,8 +153,9 @@ def _promise(promise: Promise, keys: Keys, masks: Masks, routes: Routes) -> Held
     fresh: list[int] = []
     for node, mask, part in _shares(keys, masks):
         request = HoldRequest(
-            promise.tenant, promise.handle, part, mask, promise.ttl_ms, promise.replicas
-        )
+            promise.tenant, promise.handle, part, mask, promise.ttl_ms, promise.replicas,
+            promise.tenant_epoch,
+        )  # fmt: skip
         outcome, extended = HoldOutcome.FAILED, False  # it may have granted all the same
         with suppress(UnavailableError):
             granted = routes.access(node).life.hold(request)

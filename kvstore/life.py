@@ -4,9 +4,11 @@
     hold   ──> kept ──> released, or its time is up               other nodes may carry a copy
     erase  ──> a tenant's next epoch: nobody computes its old keys any more
 
-A node that was in a map with others and finds cells at its start is *sealed*: others may have
-deleted them meanwhile. So is one that a map leaves out. What it holds is not found, and not
-announced, until it has heard from all of them and is unsealed. Writing goes on.
+A node that was in a map with others is *sealed* at its start: they may have deleted blocks and
+erased tenants meanwhile. So is one that a map leaves out, and one that can't read what was deleted
+or erased. What it holds is not found, and not announced, until it has heard from all others and
+is unsealed. Nor does it erase tenants or open sessions: whoever has one with any node is told of
+all erasures, and nobody else stores anything.
 
 Belongs to a ``kvstore.node.Node``, and is driven by its one thread. Does not cover: who is told
 (``kvstore.rpc``), writing and reading.
@@ -30,7 +32,7 @@ from kvstore.calls import (
 from kvstore.changes import Changes
 from kvstore.clock import Clock
 from kvstore.deletes import Deletes, Deletion
-from kvstore.errors import UsageError
+from kvstore.errors import UnavailableError, UsageError
 from kvstore.holds import Holds
 from kvstore.key import Keys
 from kvstore.lasting import Lasting
@@ -61,12 +63,13 @@ class Life:
         self._lasting = lasting
         self.holds = Holds(tier, behind, clock, lasting, hold_bytes)
         self._deletes = Deletes(tier, behind, self.holds, clock, lasting)
-        self.replication = Replication(
-            self.holds, self._deletes.newest, self.tenants.epoch_of, clock, node_id, pace
-        )
+        self.replication = Replication(self.holds, self._deletes.newest, clock, node_id, pace)
+        self._epochs_version = 0
+        """Of the epochs that the holds go by."""
         self._unseals = 0
-        found_something = bool(tier.stats.adopted) or behind.has_disk
-        self._seal(found_something and lasting.had_company)
+        self._awaits_others = lasting.had_company
+        self._seal(self._awaits_others or not self._is_read)
+        self._go_by_epochs()
 
     @property
     def is_sealed(self) -> bool:
@@ -80,14 +83,16 @@ class Life:
 
     def seal(self) -> None:
         """This node hears of no deletes any more: nothing of what it holds may be found."""
+        self._awaits_others = True
         self._seal(True)
 
     def unseal(self) -> None:
-        """This node has heard of all deletes: what it holds may be found."""
-        if self.is_sealed:
-            self._behind.drain_changes()
-            self._seal(False)
-            self._unseals += 1
+        """This node has heard of all that others know: what it holds may be found.
+
+        It stays sealed for as long as it can't read what it knew itself.
+        """
+        self._awaits_others = False
+        self._go_by_epochs()
 
     @property
     def had_company(self) -> bool:
@@ -137,6 +142,8 @@ class Life:
 
     def hold(self, request: HoldRequest) -> HoldReply:
         """Promise to keep blocks for a tenant, all of them or none."""
+        if request.tenant_epoch < self.tenants.epoch_of(request.tenant):
+            return self.holds.reply(request.tenant, HoldOutcome.NOT_HELD)
         return self.holds.grant(request)
 
     def carry(self, request: CarryRequest) -> CarryReply:
@@ -159,17 +166,24 @@ class Life:
     def erase(self, tenant: bytes) -> int:
         """Begin a new epoch of a tenant (``tenant_digest``), durable when this returns.
 
-        Its old blocks are nobody's any more, so its holds are over.
+        Its old blocks are nobody's any more, so their holds are over. ``UnavailableError``: nothing
+        was done, which epoch it is in is not known here. ``StateError``: the disk refused, it is
+        tried again.
         """
+        self._go_by_epochs()
+        if self._awaits_others:
+            raise UnavailableError(
+                "this node has not heard from all others which tenants were erased: ask again, or "
+                "ask another one"
+            )
         epoch = self.tenants.erase(tenant)
-        self.holds.release_all(tenant)
+        self._go_by_epochs()
         return epoch
 
     def raise_epochs(self, page: EpochPage) -> bool:
         """Take over what a neighbour knows; ``False``: the disk refused, it is tried again."""
-        for tenant in self.tenants.merge(page):
-            self.holds.release_all(tenant)
-        return self.tenants.mend()
+        self.tenants.merge(page)
+        return self._go_by_epochs()
 
     def inspect(self, keys: Keys) -> list[Inspection]:
         """What is known of each of some blocks."""
@@ -182,7 +196,24 @@ class Life:
         """Go on with what waits for the disk, and end what is over."""
         self._deletes.step()
         self.holds.tick()
-        self.tenants.mend()
+        self._go_by_epochs()
+
+    def _go_by_epochs(self) -> bool:
+        """Do what follows from all epochs that are known by now; whether they are durable."""
+        is_durable = self.tenants.mend()
+        if self._epochs_version != self.tenants.version:
+            self._epochs_version = self.tenants.version
+            self.holds.end_erased(self.tenants.epoch_of)
+        if self.is_sealed and self._is_read and not self._awaits_others:
+            self._behind.drain_changes()
+            self._seal(False)
+            self._unseals += 1
+        return is_durable
+
+    @property
+    def _is_read(self) -> bool:
+        """Whether this node knows again what it knew before its start."""
+        return self.tenants.is_read and self._deletes.is_read
 
     def _seal(self, sealed: bool) -> None:
         self._tier.table.set_sealed(sealed)

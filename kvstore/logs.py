@@ -10,9 +10,10 @@ import os
 from io import TextIOWrapper
 from pathlib import Path
 
+from kvstore.fs import FILE_MODE
+
 FILE_BYTES_MAX = 4 << 20
 FILES_KEPT = 3
-FILE_MODE = 0o600
 
 
 class PrivateRotatingFile(logging.handlers.RotatingFileHandler):

@@ -40,7 +40,7 @@ from kvstore.calls import (
 from kvstore.changes import Changes
 from kvstore.clock import Clock
 from kvstore.errors import UsageError
-from kvstore.key import KEY_BYTES, Keys
+from kvstore.key import Keys, as_keys
 from kvstore.lasting import Lasting
 from kvstore.leases import Leases
 from kvstore.life import Life
@@ -101,6 +101,15 @@ class Node:
     def beat(self, session: int) -> bool:
         """Keep a session alive; ``False`` says that it is unknown (open a new one)."""
         return self._sessions.beat(session)
+
+    def seal(self) -> None:
+        """No map names this node any more: nothing is found here, and no session goes on."""
+        self.life.seal()
+        self._sessions.close_all()
+
+    def has_session(self, session: int) -> bool:
+        """Whether a session goes on."""
+        return session in self._sessions
 
     def close_session(self, session: int) -> None:
         """End a session: its leases end, what it reserved and did not finish is retired."""
@@ -357,7 +366,7 @@ class Node:
         reply.offsets[rows] = records["offset"]
 
     def _discard_one(self, damage: Damage) -> bool:
-        key = np.frombuffer(damage.key, np.uint8).reshape(1, KEY_BYTES)
+        key = as_keys(damage.key)
         found = self.tier.table.find(key, np.array([damage.cell], np.uint8))
         if not found.held[0] or int(found.generations[0]) != damage.generation:
             return False

@@ -14,8 +14,9 @@ from collections.abc import Mapping
 
 from kvstore.burial_log import BurialLog
 from kvstore.burials import Burial, BurialBook
+from kvstore.key import as_keys
 from kvstore.lasting import Lasting
-from kvstore.tiers.behind import Behind, as_keys
+from kvstore.tiers.behind import Behind, Erasure
 
 log = logging.getLogger(__name__)
 
@@ -28,15 +29,28 @@ class OwedDeletes:
     def __init__(self, behind: Behind, lasting: Lasting, wall_ms: int) -> None:
         self._lasting = lasting
         self._wall_ms = wall_ms
-        self._open()
-        keys = as_keys(b"".join(key for key, _ in self._book.items()))
-        self._payment = behind.erase(keys) if len(keys) else None
+        self._behind = behind
+        self._payment: Erasure | None = None
         """``None`` when there is nothing to pay before the next start."""
+        self._open()
+        self._pay()
 
-    def add(self, burials: Mapping[bytes, Burial]) -> bool:
+    @property
+    def is_read(self) -> bool:
+        """Whether it is known what the disk is owed."""
+        return self._log.is_read
+
+    def mend(self) -> None:
+        """Read what could not be read, and have the disk told then."""
+        if not self.is_read and self._log.mend():
+            self._pay()
+
+    def add(self, burials: Mapping[bytes, Burial], wall_ms: int) -> bool:
         """Whether it is durable that these are owed; ask again if not."""
         self._payment = None
-        return self._log.append([one for one in burials.items() if self._book.enter(*one)])
+        fresh = [one for one in burials.items() if self._book.enter(*one)]
+        self._book.forget_outdated(wall_ms)
+        return self._log.append(fresh)
 
     def step(self) -> None:
         """Once the disk has forgotten all that it was owed at the start, nothing is."""
@@ -49,6 +63,10 @@ class OwedDeletes:
             return
         self._payment = None
         self._open()
+
+    def _pay(self) -> None:
+        keys = as_keys(b"".join(key for key, _ in self._book.items()))
+        self._payment = self._behind.erase(keys) if len(keys) else None
 
     def _open(self) -> None:
         self._book = BurialBook()

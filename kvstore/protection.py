@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvstore.key import Keys
-from kvstore.table import Cells, Slots
+from kvstore.table import Cells, Found, Slots
 from kvstore.tiers.behind import Behind
 from kvstore.tiers.host import HostTier
 
@@ -59,16 +59,16 @@ class Protection:
         self._follow()
         above = self._host.table.find_sealed(keys, cells)
         below = self._behind.locate(keys, cells)
-        kept_below = below.held & (self._below[np.where(below.held, below.slots, 0)] > 0)
-        kept_above = above.held & ~kept_below
-        kept_above &= self._above[np.where(above.held, above.slots, 0)] > 0
+        kept_below = below.held & (self._below[_slots(below)] > 0)
+        kept_above = above.held & ~kept_below & (self._above[_slots(above)] > 0)
         numbers, slots = below.slots[kept_below], above.slots[kept_above]
         self._below[numbers] -= 1
         self._let_go(numbers[self._below[numbers] == 0])
         self._above[slots] -= 1
         self._host.unpin(slots[self._above[slots] == 0].tolist())
-        free = kept_below & (self._below[below.slots] == 0)
-        free |= kept_above & (self._above[above.slots] == 0)
+        # What has just arrived on the disk may be counted in both, for different promises.
+        free = (kept_below | kept_above) & ~(below.held & (self._below[_slots(below)] > 0))
+        free &= ~(above.held & (self._above[_slots(above)] > 0))
         self._curtail(above.slots[free & above.held], below.slots[free & below.held], wall_ms)
 
     def clear(self) -> None:
@@ -150,11 +150,17 @@ class Protection:
             disk.set_expiry(numbers, _after_use(disk.records[numbers], wall_ms))
 
 
+def _slots(found: Found) -> Slots:
+    """Where each is; slot 0 for those that are not held."""
+    return np.where(found.held, found.slots, np.uint32(0))
+
+
 def _later(
     expires_ms: npt.NDArray[np.uint64], until_ms: npt.NDArray[np.uint64] | np.uint64
 ) -> npt.NDArray[np.uint64]:
-    """The later of both, where there is an expiry."""
-    later: npt.NDArray[np.uint64] = np.where(expires_ms != 0, np.maximum(expires_ms, until_ms), 0)
+    """The later of both; 0 is never."""
+    ends = (expires_ms != 0) & (until_ms != 0)
+    later: npt.NDArray[np.uint64] = np.where(ends, np.maximum(expires_ms, until_ms), 0)
     return later
 
 

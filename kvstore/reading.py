@@ -31,7 +31,7 @@ from kvstore.calls import (
 from kvstore.clock import Deadline
 from kvstore.errors import UnavailableError
 from kvstore.plan import OWN_NODE, Fetched, Plan
-from kvstore.routes import Routes
+from kvstore.routes import Routes, is_erased
 from kvstore.rows import CellRows, KVRows
 from kvstore.transport.base import CellRead, ReadOutcome, Transport
 
@@ -78,6 +78,8 @@ def read(
         wait(futures)  # whatever happens, nobody may write into the rows any more
     for future in futures:
         future.result()
+    if is_erased(plan.namespace, routes):  # who delivered it had told that before
+        delivered[:] = ReadOutcome.GONE
     fetched = _fetched(reading)
     if fetched.by_source["local"]:
         # The whole chain: a prefix whose first blocks age alone loses them first.

@@ -151,7 +151,6 @@ class Replication:
         self,
         holds: Holds,
         newest_deletes: Callable[[Keys], Ids],
-        epoch_of: Callable[[bytes], int],
         clock: Clock,
         node_id: str,
         pace: Pace,
@@ -159,7 +158,6 @@ class Replication:
         self.copied_cells = 0
         self._holds = holds
         self._newest_deletes = newest_deletes
-        self._epoch_of = epoch_of
         self._clock = clock
         self._node_id = node_id
         self._pace = pace
@@ -302,7 +300,7 @@ class Replication:
             more_bytes=int(hold.sizes_bytes[rows[-1] + 1 :].sum()),
             ttl_ms=max(1, round(1000 * (hold.until_s - now_s))),
             age_ms=max(0, round(1000 * (now_s - hold.born_s))),
-            tenant_epoch=self._epoch_of(hold.tenant),
+            tenant_epoch=hold.tenant_epoch,
         )
 
     def _taken_step(self) -> tuple[_Duty, Hold, Row]:

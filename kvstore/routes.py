@@ -16,8 +16,10 @@ from kvstore.access import NodeAccess
 from kvstore.errors import UnavailableError
 from kvstore.holders import Located
 from kvstore.key import Keys
+from kvstore.namespace import Namespace
 from kvstore.plan import OWN_NODE
 from kvstore.table import Cells, KeyTable
+from kvstore.tenants import tenant_digest
 from kvstore.transport.base import Transport
 
 
@@ -61,6 +63,10 @@ class Routes(Protocol):
         """A tenant's epoch, as far as any node has told; asks nobody."""
         ...
 
+    def is_told(self) -> bool:
+        """Whether some node tells this client of erasures; who is told of none goes by no epoch."""
+        ...
+
     def access(self, node: int) -> NodeAccess:
         """The control side of a node; raises ``UnavailableError`` while it is not usable."""
         ...
@@ -86,6 +92,11 @@ class Routes(Protocol):
         ...
 
 
+def is_erased(namespace: Namespace, routes: Routes) -> bool:
+    """Whether its tenant was erased since, as far as any node has told."""
+    return routes.epoch_of(tenant_digest(namespace.tenant)) > namespace.tenant_epoch
+
+
 class OneNode:
     """An embedded tier: one node, no directory."""
 
@@ -109,6 +120,9 @@ class OneNode:
 
     def epoch_of(self, tenant: bytes) -> int:
         return self._access.life.epoch_of(tenant)
+
+    def is_told(self) -> bool:
+        return True
 
     def access(self, node: int) -> NodeAccess:
         if node != OWN_NODE:

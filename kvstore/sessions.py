@@ -103,6 +103,11 @@ class Sessions:
                 len(found.reserved),
             )
 
+    def close_all(self) -> None:
+        """End all sessions."""
+        for session in list(self._sessions):
+            self.close(session)
+
     def tick(self) -> None:
         """End sessions, leases and writes whose time is up."""
         now_s = self._clock.monotonic_s()

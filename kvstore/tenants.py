@@ -4,13 +4,15 @@
 
 A tenant is named by a digest here. Epochs only grow: two nodes merge theirs by the larger one, and
 none is ever forgotten, because an epoch that came back would bring the blocks back. One file keeps
-them, written anew with every change.
+them, written anew with every change. As long as it can't be read nobody knows what is in it: it is
+not written over, and no tenant is erased here.
 
 Does not cover: how engines learn an epoch (``kvstore.rpc``), keys (``kvstore.namespace``).
 """
 
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import takewhile
 
@@ -19,7 +21,7 @@ import numpy.typing as npt
 from blake3 import blake3
 from xxhash import xxh3_64_digest, xxh3_64_intdigest
 
-from kvstore.errors import StateError, UsageError
+from kvstore.errors import StateError, UnavailableError, UsageError
 from kvstore.lasting import Lasting
 
 log = logging.getLogger(__name__)
@@ -79,7 +81,18 @@ class TenantEpochs:
         """The version in which each has changed last, in that order."""
         self._fold = 0
         self._is_durable = True
-        self._read()
+        self.is_read = True
+        """Whether what is in the file is known. ``mend`` reads it where it could not be read."""
+        try:
+            self._read()
+        except OSError as fault:
+            self.is_read = False
+            log.warning(
+                "%s can't be read, which says which tenants were erased: until it can, nothing is "
+                "shown, stored or erased here: %s",
+                self._path,
+                fault,
+            )
 
     def epoch_of(self, tenant: bytes) -> int:
         """How often a tenant was erased."""
@@ -110,9 +123,15 @@ class TenantEpochs:
         return EpochNews(self._page(shown), self.version if is_all else self._changed[shown[-1]])
 
     def erase(self, tenant: bytes) -> int:
-        """Begin a new epoch of a tenant; durable when this returns."""
+        """Begin a new epoch of a tenant; durable when this returns.
+
+        ``UnavailableError``: nothing was done, the epoch of now is unknown here.
+        """
         if len(tenant) != TENANT_BYTES:
             raise UsageError(f"a tenant has {TENANT_BYTES} bytes here: take its tenant_digest")
+        self.mend()
+        if not self.is_read:
+            raise UnavailableError(f"{self._path}: no tenant is erased here before it can be read")
         if tenant not in self._epochs and len(self._epochs) >= TENANTS_MAX:
             raise UsageError(f"{TENANTS_MAX} tenants were erased already: no further one can be")
         epoch = self.epoch_of(tenant) + 1
@@ -135,10 +154,20 @@ class TenantEpochs:
         self.mend()
         return [tenant for tenant, _ in news]
 
+    def goes_by(self, page: EpochPage) -> bool:
+        """Whether these are the epochs of now."""
+        rows = zip(page.tenants, page.epochs.tolist(), strict=True)
+        return all(self.epoch_of(tenant.tobytes()) == epoch for tenant, epoch in rows)
+
     def mend(self) -> bool:
-        """Write down what is not written yet; whether everything is durable."""
-        if self._is_durable:
-            return True
+        """Read what could not be read, write down what is not written; whether all is durable."""
+        if not self.is_read:
+            with suppress(OSError):  # it was said at the start
+                self._read()
+                self.is_read = True
+                log.warning("%s could be read", self._path)
+        if self._is_durable or not self.is_read:
+            return self.is_read
         rows = np.array(
             [(np.void(tenant), epoch) for tenant, epoch in self._epochs.items()], ROW
         ).tobytes()
@@ -169,20 +198,18 @@ class TenantEpochs:
         self._is_durable = False
 
     def _read(self) -> None:
-        try:
-            data = self._files.read(self._path)
-        except OSError as fault:
-            log.warning("erasures before this start are unknown: %s", fault)
-            return
-        if data is None:
-            return
-        rows = data[:-_CHECKSUM_BYTES]
-        if len(rows) % ROW.itemsize or xxh3_64_digest(rows) != data[-_CHECKSUM_BYTES:]:
+        """Merge what the file says with what was heard meanwhile."""
+        data = self._files.read(self._path)
+        rows = b"" if data is None else data[:-_CHECKSUM_BYTES]
+        is_whole = data is None or xxh3_64_digest(rows) == data[-_CHECKSUM_BYTES:]
+        if len(rows) % ROW.itemsize or not is_whole:
             log.warning("%s is damaged: erasures before this start are unknown", self._path)
-            return
-        for row in np.frombuffer(rows, ROW):
-            self._enter(bytes(row["tenant"]), int(row["epoch"]))
-        self._is_durable = True
+            rows = b""
+        told = {bytes(row["tenant"]): int(row["epoch"]) for row in np.frombuffer(rows, ROW)}
+        for tenant, epoch in told.items():
+            if epoch > self.epoch_of(tenant):
+                self._enter(tenant, epoch)
+        self._is_durable = told == self._epochs
 
 
 def _name(tenant: bytes, epoch: int) -> int:

@@ -121,3 +121,14 @@ class FaultyFiles(MemoryFiles):
         copied = FaultyFiles()
         copied._files = {path: bytearray(data) for path, data in self._files.items()}
         return copied
+
+
+class UnreadableFiles(FaultyFiles):
+    """Small files in memory of which the one that is called ``away`` can't be read."""
+
+    away = ""
+
+    def read(self, path: Path) -> bytes | None:
+        if path.name == self.away:
+            raise OSError(errno.EIO, "made to fail")
+        return super().read(path)

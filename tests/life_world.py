@@ -11,14 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from kvstore.calls import (
-    AcquireReply,
-    CellOutcome,
-    HoldReply,
-    HoldRequest,
-    NodeIdentity,
-    ReserveReply,
-)
+from kvstore.calls import HoldReply, HoldRequest, NodeIdentity
 from kvstore.clock import ManualClock
 from kvstore.deletes import Deletion
 from kvstore.fs import LinuxFileSystem
@@ -31,24 +24,14 @@ from kvstore.tiers.behind import Behind
 from kvstore.tiers.host import HostTier
 from kvstore.tiers.nvme.spill import Phase
 from kvstore.tiers.nvme.tier import NvmeTier
-from kvstore.tiers.tier import NewCell
+from tests.driven_node import DrivenNode
 from tests.faults import FaultyFiles
 from tests.nvme_world import CELLS_MAX, InlineQueue, MemoryCatalog, SimulatedDisk, Steps
-from tests.worlds import (
-    PAGE,
-    cells_of,
-    holds,
-    key_number,
-    new_cell,
-    packed,
-    request_for,
-    write_cell,
-)
+from tests.worlds import PAGE, key_number, new_cell, packed
 
 ARENA_PAGES = 16
 """Room for eight cells of two pages."""
 FOLDER = Path("/node")
-LEASE_MS = 10_000
 TENANT = tenant_digest("acme")
 
 
@@ -57,7 +40,7 @@ def keys_of(*numbers: int) -> Keys:
 
 
 @dataclass
-class LifeWorld:
+class LifeWorld(DrivenNode):
     """What survives a kill, and the node that runs just now."""
 
     folder: Path
@@ -67,7 +50,6 @@ class LifeWorld:
     arena_pages: int = ARENA_PAGES
     hold_bytes: int | None = None
     incarnation: int = 0
-    operation: int = 0
     had_disk: bool = False
     node_id: str = "node-a"
     pace: Pace = DEFAULT_PACE
@@ -124,25 +106,9 @@ class LifeWorld:
             self.disk.lose()
         self.start(adopt, is_refused)
 
-    def reserve(self, *cells: NewCell) -> ReserveReply:
-        self.operation += 1
-        return self.node.reserve(request_for(self.session, self.operation, cells))
-
-    def commit(self, reply: ReserveReply, row: int, new: NewCell) -> int:
-        digest = write_cell(self.host.arena, int(reply.offsets[row]), new)
-        slots, generations = reply.slots[[row]], reply.generations[[row]]
-        digests = np.array([digest], np.uint64)
-        return int(self.node.commit(self.session, slots, generations, digests)[0])
-
     def put(self, *numbers: int, ttl_s: int = 0, cell: int = 0) -> list[int]:
         """As a client does; the outcomes of reserving or else committing."""
-        cells = [new_cell(number, cell=cell, ttl_s=ttl_s) for number in numbers]
-        reply = self.reserve(*cells)
-        outcomes: list[int] = reply.outcomes.tolist()
-        for row, new in enumerate(cells):
-            if outcomes[row] == CellOutcome.RESERVED:
-                outcomes[row] = self.commit(reply, row, new)
-        return outcomes
+        return self.put_cells([new_cell(number, cell=cell, ttl_s=ttl_s) for number in numbers])
 
     def put_twice(self, *numbers: int, ttl_s: int = 0) -> None:
         """Used again, so that it goes down to the disk."""
@@ -157,22 +123,6 @@ class LifeWorld:
         for slot in self.host.held_slots().tolist():
             if slot in self.host.next_to_leave(64).tolist() or not self.host._pins[slot]:
                 self.host.evict(slot)
-
-    def pass_time(self, seconds: float = 0.3) -> None:
-        for _ in range(max(1, round(seconds * 10))):
-            self.clock.advance(0.1)
-            self.node.beat(self.session)
-            self.node.tick()
-
-    def acquire(self, *numbers: int) -> AcquireReply:
-        """As the service does, with all the time that the disk wants."""
-        keys, cells = keys_of(*numbers), cells_of(*[0] * len(numbers))
-        promotion = self.node.begin_acquire(keys, cells)
-        while not promotion.is_done:
-            self.node.behind.poll()
-        reply = self.node.acquire(self.session, keys, cells, LEASE_MS, promotion)
-        self.node.end_acquire(promotion)
-        return reply
 
     def delete(self, *numbers: int) -> Deletion:
         """Deleted, done and buried."""
@@ -189,20 +139,15 @@ class LifeWorld:
         ttl_s: float = 60,
         tenant: bytes = TENANT,
         replicas: int = 1,
+        tenant_epoch: int = 0,
     ) -> HoldReply:
-        ttl_ms = round(1000 * ttl_s)
-        request = HoldRequest(tenant, handle, keys_of(*numbers), 1, ttl_ms, replicas)
+        ttl_ms, keys = round(1000 * ttl_s), keys_of(*numbers)
+        request = HoldRequest(tenant, handle, keys, 1, ttl_ms, replicas, tenant_epoch)
         return self.life.hold(request)
 
     def found(self, *numbers: int) -> list[bool]:
         """Which blocks the node says that it has."""
         return [self.node.lookup(keys_of(number), 1) == 1 for number in numbers]
-
-    def above(self, number: int) -> bool:
-        return holds(self.host, new_cell(number))
-
-    def below(self, number: int) -> bool:
-        return bool(self.nvme.find(keys_of(number), cells_of(0)).held[0])
 
     def announced(self) -> npt.NDArray[np.uint8]:
         return self.node.snapshot().keys

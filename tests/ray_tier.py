@@ -2,24 +2,23 @@
 
 import os
 import signal
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from kvstore.client import Samovar
-from kvstore.clock import Deadline, SystemClock
+from kvstore.clock import SystemClock
 from kvstore.cluster.launch import LocalTier
 from kvstore.cluster.processes import find
 from kvstore.cluster_map import ClusterMap, NodeInfo
 from kvstore.config import ClusterConfig, NodeConfig, resolve
 from kvstore.errors import UnavailableError
-from kvstore.node_folder import LOCK_FILE, Holder
+from kvstore.node_folder import holder_of
 from kvstore.rpc.client import ControlClient
 from kvstore.state import Remains
+from tests import served
 
-PATIENCE_S = 60.0
 ARENA_BYTES = 32 << 20
 BLOCK_TOKENS = 16
 
@@ -62,17 +61,14 @@ class RayTier:
 
     def storage_pid(self, index: int) -> int:
         """The process that holds a node's arena."""
-        holder = Holder.parse((Path(self.nodes[index].arena_folder) / LOCK_FILE).read_bytes())
+        holder = holder_of(Path(self.nodes[index].arena_folder))
         assert holder is not None
         return holder.pid
 
     def map_of(self, index: int) -> ClusterMap:
         """The map that a node goes by."""
-        client = ControlClient(self.nodes[index].control)
-        try:
+        with closing(ControlClient(self.nodes[index].control)) as client:
             return client.hello().map
-        finally:
-            client.close()
 
 
 @contextmanager
@@ -101,13 +97,10 @@ def ray_tier(folder: Path, nvme_bytes: int = 0) -> Iterator[RayTier]:
 
 def eventually(holds: Callable[[], bool]) -> None:
     """Wait until it holds; a node that does not answer just now is not an answer."""
-    deadline = Deadline.after(SystemClock(), PATIENCE_S)
-    pause = threading.Event()
-    while True:
-        try:
-            if holds():
-                return
-        except UnavailableError:
-            pass
-        assert not deadline.passed(), f"it did not come true within {PATIENCE_S} s"
-        pause.wait(0.05)
+
+    def answered() -> bool:
+        with suppress(UnavailableError):
+            return holds()
+        return False
+
+    served.eventually(answered)

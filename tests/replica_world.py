@@ -57,13 +57,7 @@ class Call:
 
     def acquire(self, session: int, keys: Keys, cells: Cells, lease_ms: int) -> AcquireReply:
         self._step("acquire")
-        node = self._world.node
-        promotion = node.begin_acquire(keys, cells)
-        while not promotion.is_done:
-            node.behind.poll()
-        reply = node.acquire(session, keys, cells, lease_ms, promotion)
-        node.end_acquire(promotion)
-        return reply
+        return self._world.lease(session, keys, cells, lease_ms)
 
     def __getattr__(self, name: str) -> Any:
         called = getattr(self._world.node, name)

@@ -8,6 +8,7 @@ import asyncio
 import random
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import TypeVar
 
@@ -46,7 +47,7 @@ Value = TypeVar("Value")
 Digests = npt.NDArray[np.uint64]
 
 PAYLOAD_BYTES = 64
-PATIENCE_S = 15.0
+PATIENCE_S = 60.0  # what happens late on a busy machine has happened
 TOKENS = 16
 BOOKS = Books(BurialDigest(3, 5), EpochDigest(7, 11))
 
@@ -209,12 +210,18 @@ def put(client: ControlClient, arena: Arena, keys: Keys) -> None:
     assert set(outcomes) == {CellOutcome.STORED}
 
 
+def put_on(served: Served, keys: Keys) -> None:
+    """``put`` by a client that comes for it."""
+    with closing(ControlClient(served.address)) as client:
+        put(client, served.node.tier.arena, keys)
+
+
 def eventually(condition: Callable[[], object]) -> None:
     """Wait for something that another thread or process is about to do."""
     deadline = Deadline.after(SystemClock(), PATIENCE_S)
     pause = threading.Event()
     while not condition():
-        assert not deadline.passed(), "it did not happen"
+        assert not deadline.passed(), f"it did not happen within {PATIENCE_S:g} s"
         pause.wait(0.01)
 
 

@@ -24,13 +24,13 @@ from kvstore.block import HEADER_BYTES, Header, header_digest, leaf_digests, par
 from kvstore.calls import ReserveRequest
 from kvstore.clock import Clock
 from kvstore.fs import FileSystem
-from kvstore.key import Keys
+from kvstore.key import Keys, as_keys
+from kvstore.machine import SHM_FOLDER
 from kvstore.table import Cells, KeyTable
 from kvstore.tiers.host import HostTier
 from kvstore.tiers.tier import Commitment, NewCell, Refusal
 
 PAGE = mmap.PAGESIZE
-SHARED_MEMORY = Path("/dev/shm")
 SHARED_PREFIX = "samovar-tests-"
 LOCKED_WITHIN_S = 10.0
 """A folder that is younger may be one that its run is just about to lock."""
@@ -43,7 +43,7 @@ def shared_folder() -> Iterator[Path]:
     It is locked meanwhile, so that ``sweep_shared_folders`` can tell what killed runs have left.
     """
     sweep_shared_folders()
-    with TemporaryDirectory(prefix=SHARED_PREFIX, dir=SHARED_MEMORY) as name:
+    with TemporaryDirectory(prefix=SHARED_PREFIX, dir=SHM_FOLDER) as name:
         lock = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -55,7 +55,7 @@ def shared_folder() -> Iterator[Path]:
 @cache
 def sweep_shared_folders() -> None:
     """Remove what killed test runs have left: nothing else gives that memory back."""
-    for folder in SHARED_MEMORY.glob(f"{SHARED_PREFIX}*"):
+    for folder in SHM_FOLDER.glob(f"{SHARED_PREFIX}*"):
         with suppress(OSError):
             lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
@@ -73,7 +73,7 @@ def key_number(number: int) -> bytes:
 
 def packed(keys: Sequence[bytes]) -> Keys:
     """Keys as the tier takes them, uint8 ``[n, 32]``."""
-    return np.frombuffer(b"".join(keys), np.uint8).reshape(-1, 32)
+    return as_keys(b"".join(keys))
 
 
 def cells_of(*cells: int) -> Cells:

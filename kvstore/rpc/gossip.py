@@ -3,7 +3,7 @@
     heartbeat ── digests differ ──> read the other's burials and epochs, page by page
     restart, or left out by a map
             ──> sealed: what the node holds is not shown ──> every other node of the map was read
-            ──> unsealed: what was deleted meanwhile is gone
+            ──> unsealed: what was deleted meanwhile is gone, and erasures are known
 
 Both ends of a heartbeat do that, so two books become alike, and by ring neighbours all of them.
 A sealed node reads another's books once that one goes by the same map: what it deletes from then
@@ -30,8 +30,6 @@ log = logging.getLogger(__name__)
 
 AGAIN_S = 0.5
 """Between two attempts to read the books of a node that does not answer."""
-HAND_ON_S = 1.0
-"""How long it may take such a node to take a map."""
 PAGES_MAX = 64
 """A book has fewer: more are no book of ours."""
 
@@ -92,7 +90,8 @@ class Gossip:
             if not self._has_said:
                 self._has_said = True
                 log.warning(
-                    "blocks are not shown before node %s has said which were deleted meanwhile",
+                    "nothing is shown or stored here before node %s has said what was deleted and "
+                    "erased meanwhile",
                     ", ".join(map(str, sorted(self._asked))),
                 )
             await asyncio.sleep(AGAIN_S)
@@ -105,7 +104,7 @@ class Gossip:
         peer = self._peers().get(other)
         if peer is None:
             return False
-        theirs = await peer.hand_on(self._map, HAND_ON_S)
+        theirs = await peer.hand_on(self._map)
         if theirs is None or theirs.epoch != self._map.epoch:
             return False
         return await self._take_over(peer)
@@ -113,7 +112,7 @@ class Gossip:
     def _unseal_if_all_were_read(self) -> None:
         if self._node.life.is_sealed and not self._asked:
             self._node.life.unseal()
-            log.info("every other node of the map was asked for deletes: blocks are shown")
+            log.info("every other node of the map was asked for deletes and erasures")
 
     def _read_from(self, other: int) -> None:
         """Read a node's books, unless that is under way; nothing where the map has none."""

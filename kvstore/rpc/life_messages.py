@@ -113,6 +113,7 @@ def hold_to_message(request: HoldRequest) -> pb.HoldRequest:
         mask=request.mask,
         ttl_ms=request.ttl_ms,
         replicas=request.replicas,
+        tenant_epoch=request.tenant_epoch,
     )
 
 
@@ -121,7 +122,7 @@ def hold_from_message(message: pb.HoldRequest) -> HoldRequest:
     keys = unpack_keys(message.keys, HOLD_KEYS_MAX)
     return HoldRequest(
         tenant_of(message.tenant), message.handle, keys, message.mask, message.ttl_ms,
-        message.replicas or 1,
+        message.replicas or 1, message.tenant_epoch,
     )  # fmt: skip
 
 

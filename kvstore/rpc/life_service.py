@@ -19,7 +19,7 @@ import numpy as np
 from kvstore.burials import PAGE_BURIALS_MAX
 from kvstore.calls import DELETE_KEYS_MAX, INSPECT_KEYS_MAX
 from kvstore.deletes import Deletion
-from kvstore.errors import StateError
+from kvstore.errors import StateError, UnavailableError
 from kvstore.life_access import Granted, Spread
 from kvstore.node import Node
 from kvstore.rpc import life_messages as messages
@@ -27,7 +27,7 @@ from kvstore.rpc import life_pb2 as pb
 from kvstore.rpc.answering import answering, answering_later
 from kvstore.rpc.audience import Audience
 from kvstore.rpc.bulletin import Bulletin
-from kvstore.rpc.cluster_pb2 import OVERLOADED
+from kvstore.rpc.cluster_pb2 import OVERLOADED, SEALED
 from kvstore.rpc.life_pb2_grpc import LifeServicer
 from kvstore.rpc.peer import Peer
 from kvstore.rpc.tasks import Tasks
@@ -108,6 +108,8 @@ class LifeService(LifeServicer):
         is_durable = True
         try:
             epoch = self._node.life.erase(tenant)
+        except UnavailableError as fault:
+            raise WireFault(SEALED, str(fault)) from None
         except StateError as fault:  # it goes on all the same, and is tried again
             log.warning("an erasure is not durable yet: %s", fault)
             epoch, is_durable = self._node.life.tenants.epoch_of(tenant), False
@@ -124,7 +126,10 @@ class LifeService(LifeServicer):
     async def RaiseEpochs(
         self, request: pb.RaiseEpochsRequest, context: RaiseContext
     ) -> pb.RaiseEpochsReply:
-        is_durable = self._node.life.raise_epochs(messages.epochs_from_message(request))
+        page = messages.epochs_from_message(request)
+        is_durable = self._node.life.raise_epochs(page)
+        # Who tells of an epoch that is over has erased nothing: it is to hear of ours first.
+        is_durable = is_durable and self._node.life.tenants.goes_by(page)
         patience_s = messages.patience_s(request.patience_ms)
         return pb.RaiseEpochsReply(durable=await self._tell_clients(is_durable, patience_s))
 

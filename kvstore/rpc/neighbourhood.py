@@ -112,7 +112,7 @@ class Neighbourhood:
                 cluster_map.epoch,
             )
             self._keep_company()
-            self._node.life.seal()
+            self._node.seal()
             self._standing = None
             self._bulletin.post_unreachable(frozenset())
         else:
@@ -144,6 +144,8 @@ class Neighbourhood:
         membership = self._standing.membership
         tick = membership.tick(self._clock.monotonic_s())
         self._tell(tick.events)
+        if not tick.targets:
+            return
         beat = membership.heartbeat()
         for target in tick.targets:
             self._tasks.spawn(self._beat(target, self._peers[target], beat))

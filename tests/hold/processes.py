@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import psutil
 
 from kvstore.arena import ARENA_FILE, Arena
 from kvstore.block import HEADER_BYTES
@@ -206,6 +207,12 @@ class StorageNode(Child):
     def restarted(self) -> "StorageNode":
         return StorageNode(*self._how)
 
+    def child(self, module: str) -> psutil.Process:
+        """The one child of its own that runs this module."""
+        children = psutil.Process(self.pid).children()
+        (found,) = (child for child in children if module in child.cmdline())
+        return found
+
     @property
     def arena(self) -> Arena:
         return Arena.map(LinuxFileSystem(), Path(self.info.arena_folder))
@@ -239,6 +246,12 @@ class Tier:
         self._stack.callback(node.close)
         return node
 
+    def restart(self, nodes: list[StorageNode], *order: int) -> None:
+        """Start successors of those one after the other; each time all get a new map of all."""
+        for index in order:
+            nodes[index] = self.started(nodes[index].restarted())
+            self.publish(*(node.info for node in nodes))
+
     def client(self, node: StorageNode, host_id: str | None = None, **how: Any) -> Client:
         """A worker on the node's own host, unless it is said to be on another one."""
         client = Client(node.info, host_id, **how)
@@ -267,13 +280,8 @@ def client_of(node: "StorageNode", host_id: str | None = None) -> Iterator[Samov
         yield client
 
 
-@contextmanager
-def one_call(info: NodeInfo) -> Iterator[ControlClient]:
-    control = ControlClient(info.control)
-    try:
-        yield control
-    finally:
-        control.close()
+def one_call(info: NodeInfo) -> AbstractContextManager[ControlClient]:
+    return closing(ControlClient(info.control))
 
 
 def stats_of(node: StorageNode) -> NodeStats:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvstore.cell import Grid
+from kvstore.client import Samovar
 from kvstore.namespace import Namespace
 
 TOKENS_MAX = 1760
@@ -69,3 +70,12 @@ class Rows:
 def right(number: int) -> Rows:
     """A prompt's rows, all heads, of nobody's."""
     return Rows.of(number, "", slice(None))
+
+
+def fetched(client: Samovar, number: int, tokens: int, deadline_s: float | None = None) -> int:
+    """How many of a prompt's first tokens can be read; their bytes are right."""
+    rows = right(number).emptied()
+    plan = client.longest_prefix(namespace(), token_ids(number, tokens + 1))
+    found = client.get_into(plan, rows, deadline_s).tokens
+    assert rows.same(right(number), found)
+    return found

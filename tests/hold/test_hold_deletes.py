@@ -13,7 +13,7 @@ from kvstore.client import Samovar
 from kvstore.key import Chain
 from tests.hold import prompts
 from tests.hold.processes import StorageNode, Tier, client_of, settles, stats_of
-from tests.hold.prompts import right
+from tests.hold.prompts import fetched, right
 from tests.served import eventually
 
 TOKENS = 160
@@ -28,15 +28,6 @@ def store(node: StorageNode, *stored: int) -> None:
             tokens = prompts.token_ids(prompt, TOKENS)
             for _ in range(2):  # used twice: worth writing to the disk
                 assert client.put(SPACE, tokens, right(prompt)).complete
-
-
-def fetched(client: Samovar, prompt: int) -> int:
-    """How many tokens can be read; their bytes are right."""
-    rows = right(prompt).emptied()
-    plan = client.longest_prefix(SPACE, prompts.token_ids(prompt, TOKENS + 1))
-    tokens = client.get_into(plan, rows).tokens
-    assert rows.same(right(prompt), tokens)
-    return tokens
 
 
 def delete(node: StorageNode) -> tuple[str, ...]:
@@ -65,25 +56,18 @@ def is_on_disk(node: StorageNode) -> bool:
     return stats_of(node).nvme.held_cells == 2 * BLOCKS
 
 
-def come_back(tier: Tier, nodes: list[StorageNode], *order: int) -> None:
-    """Start those one after the other."""
-    for index in order:
-        nodes[index] = tier.started(nodes[index].restarted())
-        tier.publish(*(node.info for node in nodes))
-
-
 def stays_away(nodes: list[StorageNode]) -> None:
     """Everybody finds what was kept; the rest is nowhere, whoever is asked."""
     for node in nodes:
         for host_id in (None, "another host"):
             with client_of(node, host_id) as reader:
                 eventually(partial(finds_what_was_kept, reader))
-                assert fetched(reader, GONE) == 0
+                assert fetched(reader, GONE, TOKENS) == 0
         eventually(partial(is_buried, node))
 
 
 def finds_what_was_kept(reader: Samovar) -> bool:
-    return fetched(reader, KEPT) == TOKENS
+    return fetched(reader, KEPT, TOKENS) == TOKENS
 
 
 def is_buried(node: StorageNode) -> bool:
@@ -102,26 +86,27 @@ def test_hold_a_delete_while_a_node_is_dead(tier: Tier, tmp_path: Path, on_disk:
     nodes = filled(tier, tmp_path if on_disk else None)
     nodes[1].kill()
     assert delete(nodes[0]) == ("node-1",)
-    come_back(tier, nodes, 1)
+    tier.restart(nodes, 1)
     stays_away(nodes)
     for order in ((0, 1), (1, 0)):
         for node in nodes:
             node.kill()
-        come_back(tier, nodes, *order)
+        tier.restart(nodes, *order)
         stays_away(nodes)
+    eventually(lambda: not stats_of(nodes[1]).is_sealed)
     store(nodes[1], GONE)
     with client_of(nodes[0]) as reader:
-        eventually(lambda: fetched(reader, GONE) == TOKENS)
+        eventually(lambda: fetched(reader, GONE, TOKENS) == TOKENS)
 
 
 def test_hold_a_delete_while_a_node_stands_still(tier: Tier) -> None:
     nodes = filled(tier)
     with client_of(nodes[1]) as reader:
-        assert fetched(reader, GONE) == TOKENS
+        assert fetched(reader, GONE, TOKENS) == TOKENS
         nodes[1].freeze()
         assert delete(nodes[0]) == ("node-1",)
         nodes[1].thaw()
-        eventually(lambda: fetched(reader, GONE) == 0)
+        eventually(lambda: fetched(reader, GONE, TOKENS) == 0)
     stays_away(nodes)
     settles(nodes[1])
 
@@ -129,13 +114,13 @@ def test_hold_a_delete_while_a_node_stands_still(tier: Tier) -> None:
 def test_hold_the_arena_of_a_node_that_was_lost_is_not_read_for_long(tier: Tier) -> None:
     nodes = filled(tier)
     with client_of(nodes[1]) as reader:
-        assert fetched(reader, GONE) == TOKENS
+        assert fetched(reader, GONE, TOKENS) == TOKENS
         nodes[1].kill()
         assert delete(nodes[0]) == ("node-1",)
-        eventually(lambda: fetched(reader, GONE) == 0)
-        come_back(tier, nodes, 1)
+        eventually(lambda: fetched(reader, GONE, TOKENS) == 0)
+        tier.restart(nodes, 1)
         stays_away(nodes)
-        assert fetched(reader, GONE) == 0
+        assert fetched(reader, GONE, TOKENS) == 0
 
 
 def test_hold_all_nodes_die_right_after_the_answer(tier: Tier, tmp_path: Path) -> None:
@@ -143,5 +128,5 @@ def test_hold_all_nodes_die_right_after_the_answer(tier: Tier, tmp_path: Path) -
     assert delete(nodes[0]) == ()
     for node in nodes:
         node.kill()
-    come_back(tier, nodes, 0, 1)
+    tier.restart(nodes, 0, 1)
     stays_away(nodes)

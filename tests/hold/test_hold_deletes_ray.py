@@ -10,15 +10,8 @@ import pytest
 from kvstore.client import Samovar
 from kvstore.key import Chain
 from tests.hold import prompts
-from tests.hold.prompts import right
-from tests.hold.test_hold_deletes import (
-    GONE,
-    KEPT,
-    SPACE,
-    TOKENS,
-    fetched,
-    finds_what_was_kept,
-)
+from tests.hold.prompts import fetched, right
+from tests.hold.test_hold_deletes import GONE, KEPT, SPACE, TOKENS, finds_what_was_kept
 from tests.ray_tier import RayTier, eventually, ray_tier
 
 pytestmark = pytest.mark.cluster
@@ -28,7 +21,7 @@ KEYS = Chain.of(SPACE, prompts.token_ids(GONE, TOKENS)).keys
 
 def has_lost_the_rest(client: Samovar) -> bool:
     """With all nodes answering, no token of it is found."""
-    return not client.inspect(KEYS).silent and fetched(client, GONE) == 0
+    return not client.inspect(KEYS).silent and fetched(client, GONE, TOKENS) == 0
 
 
 def store(tier: RayTier, index: int) -> None:

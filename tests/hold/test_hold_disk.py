@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.source_tree import ROOT
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,8 @@ import shutil
 import signal
 from pathlib import Path
 
-import psutil
-
-from kvstore.tiers.nvme import worker as nvme_worker
-from tests.hold.processes import StorageNode, Tier, settles, state_of, stats_of
+from kvstore.tiers.nvme import worker
+from tests.hold.processes import Client, StorageNode, Tier, settles, state_of, stats_of
 from tests.served import eventually
 
 ARENA_BYTES = 1 << 20
@@ -24,19 +22,19 @@ def spills(node: StorageNode, cells: int) -> None:
     eventually(lambda: stats_of(node).nvme.held_cells >= cells)
 
 
-def disk_process(node: StorageNode) -> int:
-    """The child that does the node's disk work."""
-    children = psutil.Process(node.pid).children()
-    return next(each.pid for each in children if nvme_worker.__name__ in each.cmdline())
+def opened(tier: Tier, disk: Path) -> tuple[StorageNode, Client, Client]:
+    """A node whose disk has been read, a client on its host, and one on another."""
+    node = tier.node(arena_bytes=ARENA_BYTES, nvme_folder=disk)
+    tier.publish(node.info)
+    near, far = tier.client(node), tier.client(node, "another host")
+    eventually(lambda: stats_of(node).nvme.capacity_bytes)
+    return node, near, far
 
 
 def test_hold_what_the_arena_has_no_room_for_is_found_on_the_disk(
     tier: Tier, tmp_path: Path
 ) -> None:
-    node = tier.node(arena_bytes=ARENA_BYTES, nvme_folder=tmp_path)
-    tier.publish(node.info)
-    writer, far = tier.client(node), tier.client(node, "another host")
-    eventually(lambda: stats_of(node).nvme.capacity_bytes)
+    node, writer, far = opened(tier, tmp_path)
     for prompt in PROMPTS:
         writer.stores(prompt, TOKENS)
         spills(node, prompt * BLOCKS - ARENA_BYTES * 3 // 4 // CELL_BYTES)
@@ -60,15 +58,12 @@ def test_hold_what_the_arena_has_no_room_for_is_found_on_the_disk(
 def test_hold_a_burst_on_a_disk_that_stands_still_is_stored_and_loses_the_oldest(
     tier: Tier, tmp_path: Path
 ) -> None:
-    node = tier.node(arena_bytes=ARENA_BYTES, nvme_folder=tmp_path)
-    tier.publish(node.info)
-    writer, far = tier.client(node), tier.client(node, "another host")
-    eventually(lambda: stats_of(node).nvme.capacity_bytes)
+    node, writer, far = opened(tier, tmp_path)
     for prompt in PROMPTS[:4]:
         writer.stores(prompt, TOKENS)
         writer.stores(prompt, TOKENS)
     spills(node, 4 * BLOCKS)
-    disk = disk_process(node)
+    disk = node.child(worker.__name__).pid
     os.kill(disk, signal.SIGSTOP)
     eventually(lambda: state_of(disk) == "T")
     for prompt in PROMPTS[4:]:

@@ -4,14 +4,13 @@ The nodes are real processes, the bytes go over real ports, sent by a process th
 node is given up after a second here, so that nobody waits for ten.
 """
 
-import os
-import signal
 from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
 
+from kvstore import copier
 from kvstore.calls import CopyState, HoldMark
 from kvstore.client import Samovar
 from kvstore.clock import SystemClock
@@ -28,7 +27,7 @@ HELD, OTHER = 1, 2
 SPACE = prompts.namespace()
 TTL_S = 3600
 GRACE_S = 1.0
-GET_DEADLINE_S = 5.0
+LOOK_UP_S, GET_DEADLINE_S = 2.0, 5.0
 SLOW = pytest.mark.slow
 
 
@@ -36,12 +35,9 @@ def fetched(node: StorageNode, prompt: int) -> int:
     """How many tokens a stranger can read there; their bytes are right, and came in time."""
     clock = SystemClock()
     with client_of(node, "another host") as client:
-        rows = right(prompt).emptied()
-        plan = client.longest_prefix(SPACE, prompts.token_ids(prompt, TOKENS + 1))
         began_s = clock.monotonic_s()
-        tokens = client.get_into(plan, rows, GET_DEADLINE_S).tokens
-        assert clock.monotonic_s() - began_s < GET_DEADLINE_S + 1
-        assert rows.same(right(prompt), tokens)
+        tokens = prompts.fetched(client, prompt, TOKENS, GET_DEADLINE_S)
+        assert clock.monotonic_s() - began_s < LOOK_UP_S + GET_DEADLINE_S + 1
         return tokens
 
 
@@ -91,16 +87,6 @@ def has_a_carrier(nodes: list[StorageNode], owner: StorageNode) -> bool:
     return len(carriers(nodes, owner)) == 1 and is_complete(owner, *carriers(nodes, owner))
 
 
-def publish(tier: Tier, nodes: list[StorageNode]) -> None:
-    tier.publish(*(node.info for node in nodes))
-
-
-def come_back(tier: Tier, nodes: list[StorageNode], *order: int) -> None:
-    for index in order:
-        nodes[index] = tier.started(nodes[index].restarted())
-        publish(tier, nodes)
-
-
 def test_hold_a_held_chain_outlives_its_node(tier: Tier) -> None:
     nodes = nodes_of(tier, 2)
     hold(nodes[0])
@@ -108,7 +94,7 @@ def test_hold_a_held_chain_outlives_its_node(tier: Tier) -> None:
     assert stats_of(nodes[0]).copied_cells == BLOCKS
     assert stats_of(nodes[1]).host.held_cells == BLOCKS
     children = psutil.Process(nodes[0].pid).children()
-    assert any("kvstore.copier" in child.cmdline() for child in children)
+    assert nodes[0].child(copier.__name__).pid in {child.pid for child in children}
     nodes[0].kill()
     eventually(lambda: fetched(nodes[1], HELD) == TOKENS)
     eventually(lambda: all(has_ended(child) for child in children))
@@ -148,12 +134,10 @@ def test_hold_the_copying_process_may_be_killed(tier: Tier) -> None:
     hold(nodes[0])
     eventually(partial(is_complete, *nodes))
     for _ in range(2):
-        for child in psutil.Process(nodes[0].pid).children():
-            if "kvstore.copier" in child.cmdline():
-                os.kill(child.pid, signal.SIGKILL)
+        nodes[0].child(copier.__name__).kill()
         nodes[1].kill()
         Path(nodes[1].info.arena_folder, "table").unlink()
-        come_back(tier, nodes, 1)
+        tier.restart(nodes, 1)
         eventually(partial(is_complete, *nodes))
         assert stats_of(nodes[1]).host.held_cells == BLOCKS
     settles(nodes[1])
@@ -173,12 +157,12 @@ def test_hold_a_delete_with_a_replica_elsewhere(
     with client_of(nodes[1 - down]) as client:
         tokens = prompts.token_ids(HELD, TOKENS)
         assert client.delete(SPACE, tokens).pending == (f"node-{down}",)
-    come_back(tier, nodes, down)
+    tier.restart(nodes, down)
     stays_away(nodes)
     for order in ((0, 1), (1, 0)):
         for node in nodes:
             node.kill()
-        come_back(tier, nodes, *order)
+        tier.restart(nodes, *order)
         stays_away(nodes)
 
 

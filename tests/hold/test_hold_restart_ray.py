@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.hold.warm_scene import BOUNDARIES, NEW_TOKENS, Scene
 from tests.ray_tier import RayTier, eventually, ray_tier
@@ -39,7 +38,6 @@ def end_all(tier: RayTier) -> None:
 
 
 def test_hold_a_tier_whose_processes_were_all_killed_is_warm_from_nvme(tmp_path: Path) -> None:
-    torch.set_num_threads(1)
     scene = Scene("float32", BOUNDARIES[0], "all killed")
     with ray_tier(tmp_path, NVME_BYTES) as tier:
         scene.produce(tier, 0)

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 
 import pytest
-import torch
 
 from tests.hold.warm_scene import BOUNDARIES, DTYPES, Scene
 from tests.ray_tier import RayTier, ray_tier
@@ -15,11 +14,6 @@ pytestmark = [pytest.mark.cluster, pytest.mark.engine]
 def tier(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayTier]:
     with ray_tier(tmp_path_factory.mktemp("tier")) as up:
         yield up
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 @pytest.mark.parametrize("boundary", BOUNDARIES)

@@ -8,7 +8,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 
 from kvstore.client import Samovar
 from tests.hold.processes import StorageNode, Tier, stats_of
@@ -47,11 +46,6 @@ class Nodes:
 
     def _publish(self) -> None:
         self._tier.publish(*(node.info for node in self._nodes))
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 @pytest.mark.parametrize("reader", [0, 1])

@@ -40,6 +40,7 @@ class Scene:
     """One model's two prompts, which share their first ``boundary`` tokens."""
 
     def __init__(self, dtype: str, boundary: int, tenant: str) -> None:
+        torch.set_num_threads(1)  # the model is tiny: another one would only wait for the first
         self.model = tiny_model(DTYPES[dtype])
         self.boundary = boundary
         layout = layout_for(self.model)

@@ -9,26 +9,26 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kvstore.client import Samovar
-from kvstore.clock import Deadline, SystemClock
 from kvstore.cluster import processes
 from kvstore.cluster.ray_local import HEAD_ROLE, NODE_ROLE
 from kvstore.config import ClientConfig
-from kvstore.node_folder import Holder
+from kvstore.node_folder import holder_of
 from kvstore.rpc.client import ControlClient
 from kvstore.state import Remains, TierFolder
+from tests.served import eventually
+from tests.source_tree import ROOT
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
-ROOT = Path(__file__).parents[2]
 NAME = "under-test"
-PATIENCE_S = 60.0
 
 
 class Command:
@@ -78,7 +78,7 @@ class Command:
 
     def node_pid(self, index: int) -> int:
         """The process that holds a node's folder."""
-        holder = Holder.parse((self.folder.node_folder(index) / "lock").read_bytes())
+        holder = holder_of(self.folder.node_folder(index))
         assert holder is not None
         return holder.pid
 
@@ -101,20 +101,10 @@ def tier(command: Command) -> dict[str, Any]:
     return command("up", "--nodes", "2", "--block-tokens", "32")
 
 
-def eventually(holds: Callable[[], bool]) -> None:
-    deadline = Deadline.after(SystemClock(), PATIENCE_S)
-    while not holds():
-        assert not deadline.passed(), f"not within {PATIENCE_S:g} s"
-        signal.sigtimedwait([], 0.05)
-
-
 def map_of(control: str) -> tuple[int, list[int]]:
     """Epoch and incarnations in the map that a node goes by."""
-    client = ControlClient(control)
-    try:
+    with closing(ControlClient(control)) as client:
         cluster_map = client.hello().map
-    finally:
-        client.close()
     return cluster_map.epoch, [node.incarnation for node in cluster_map.nodes]
 
 

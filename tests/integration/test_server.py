@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -88,13 +88,8 @@ def node_in_child(folder: Path, index: int) -> Iterator[tuple[subprocess.Popen[s
             child.kill()
 
 
-@contextmanager
-def client_of(info: NodeInfo) -> Iterator[ControlClient]:
-    client = ControlClient(info.control)
-    try:
-        yield client
-    finally:
-        client.close()
+def client_of(info: NodeInfo) -> AbstractContextManager[ControlClient]:
+    return closing(ControlClient(info.control))
 
 
 def arena_of(info: NodeInfo) -> Arena:

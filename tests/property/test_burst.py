@@ -6,7 +6,6 @@ what either tier holds, what the node keeps of a prompt is its beginning, and wh
 counted.
 """
 
-import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,13 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvstore.calls import CellOutcome
-from kvstore.clock import ManualClock
 from kvstore.tiers import write_behind
 from kvstore.tiers.tier import NewCell
 from kvstore.tiers.write_behind import LOOK_S, LOW_WATER_SHARE, UNDER_WAY_SHARE
 from tests import behind_world, nvme_world
-from tests.behind_world import ARENA_PAGES, World, new_world
-from tests.nvme_world import MemoryCatalog, SimulatedDisk, Steps
+from tests.behind_world import ARENA_PAGES, World, empty_world, new_world
 from tests.worlds import PAGE, cells_of, key_number, new_cell, packed, shared_folder
 
 BLOCKS_MAX = 4
@@ -46,9 +43,7 @@ def world_with_a_slow_disk() -> Iterator[World]:
         patched.setattr(nvme_world, "EXTENTS", PROMPTS * BLOCKS_MAX)
         for module in (nvme_world, behind_world):
             patched.setattr(module, "CELLS_MAX", PROMPTS * BLOCKS_MAX)
-        steps, rng = Steps(), random.Random(7)
-        disk, catalog = SimulatedDisk(steps, rng), MemoryCatalog(steps, rng)
-        world = new_world(folder, ManualClock(), disk, catalog, incarnation=1)
+        world = empty_world(folder)
         world.queue.is_eager = False
         yield world
 
@@ -93,7 +88,7 @@ def test_whatever_the_disk_has_time_for(steps: list[tuple[str, int, int]]) -> No
         put: dict[int, int] = {}
         for what, number, count in steps:
             if what == "put":
-                outcomes = world.put(blocks_of(number, count))
+                outcomes = world.put_cells(blocks_of(number, count))
                 assert set(outcomes) <= {CellOutcome.STORED, CellOutcome.PRESENT}, "refused"
                 put[number] = max(count, put.get(number, 0))
             elif what == "use":
@@ -109,7 +104,7 @@ def test_a_disk_that_keeps_up_loses_nothing() -> None:
     with world_with_a_slow_disk() as world:
         world.queue.is_eager = True
         for prompt in range(PROMPTS):
-            world.put(blocks_of(prompt, 2))
+            world.put_cells(blocks_of(prompt, 2))
             world.pass_time(0.3)
         assert world.host.stats.evicted >= 2 * PROMPTS - ARENA_PAGES // CELL_PAGES
         assert world.host.stats.dropped_unspilled == 0
@@ -119,18 +114,18 @@ def test_a_disk_that_keeps_up_loses_nothing() -> None:
 def test_what_a_burst_finds_on_the_disk_goes_first_and_the_rest_is_counted() -> None:
     with world_with_a_slow_disk() as world:
         for prompt in range(2):
-            world.put(blocks_of(prompt, 4))
+            world.put_cells(blocks_of(prompt, 4))
         world.pass_time(0.2)
         while world.queue.has_work():
             work(world, 1)
         spilled = [n for n in range(20) if world.below(n)]
         assert len(spilled) == LOW_WATER_SHARE * ARENA_PAGES / CELL_PAGES
         assert spilled == [0, 1], "the oldest, head first"
-        world.put(blocks_of(2, 2))
+        world.put_cells(blocks_of(2, 2))
         assert world.host.stats.dropped_unspilled == 0
         assert not world.above(0)
         assert not world.above(1)
-        world.put(blocks_of(3, 1))
+        world.put_cells(blocks_of(3, 1))
         assert world.host.stats.dropped_unspilled == 1
         assert not world.above(3), "the tail of the oldest"
         assert held(world, 0) == [True, True, True, False]
@@ -141,12 +136,12 @@ def test_what_is_used_before_a_burst_stays(steps_before: int) -> None:
     """While it waits for the disk, is read by it, or has been written."""
     with world_with_a_slow_disk() as world:
         for prompt in range(2):
-            world.put(blocks_of(prompt, 4))
+            world.put_cells(blocks_of(prompt, 4))
         world.pass_time(0.2)
         work(world, steps_before)
         world.node.touch(packed([new.key for new in blocks_of(0, 4)]), 1)
         work(world, 99)
-        world.put(blocks_of(2, 2))
+        world.put_cells(blocks_of(2, 2))
         assert all(world.above(number) for number in range(4))
         assert held(world, 1) == [True, True, False, False]
         assert world.host.stats.dropped_unspilled == 2
@@ -155,10 +150,10 @@ def test_what_is_used_before_a_burst_stays(steps_before: int) -> None:
 def test_a_put_sees_to_it_that_the_next_one_has_room() -> None:
     with world_with_a_slow_disk() as world:
         for prompt in range(2):
-            world.put(blocks_of(prompt, 4))
+            world.put_cells(blocks_of(prompt, 4))
         assert not world.queue.has_work()
         world.clock.advance(LOOK_S)
-        world.put(blocks_of(0, 1))
+        world.put_cells(blocks_of(0, 1))
         assert world.queue.has_work()
 
 
@@ -166,7 +161,7 @@ def test_what_waits_for_the_disk_waits_once(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(write_behind, "LOW_WATER_SHARE", 0.5)
     with world_with_a_slow_disk() as world:
         for number in range(8):
-            world.put(blocks_of(number, 1))
+            world.put_cells(blocks_of(number, 1))
             world.pass_time(0.1)
         waiting = [due.slot for due in world.node.behind._writes._next]
         assert len(waiting) == len(set(waiting)) == 3, "and one is under way"
@@ -176,7 +171,7 @@ def test_without_a_disk_nothing_was_to_be_spilled() -> None:
     with world_with_a_slow_disk() as world:
         world.host.lie_above(None)
         for prompt in range(6):
-            world.put(blocks_of(prompt, 4))
+            world.put_cells(blocks_of(prompt, 4))
         assert world.host.stats.evicted > 0
         assert world.host.stats.dropped_unspilled == 0
 
@@ -186,11 +181,11 @@ def test_a_prompt_has_one_stamp_in_both_tiers() -> None:
     with world_with_a_slow_disk() as world:
         world.host.go_on_after(1000)
         for prompt in range(2):
-            world.put(blocks_of(prompt, 4))
+            world.put_cells(blocks_of(prompt, 4))
         world.queue.is_eager = True
         world.pass_time(1)
         assert [world.below(number) for number in range(4)] == [True, True, False, False]
-        world.put(blocks_of(0, 4))
+        world.put_cells(blocks_of(0, 4))
         world.pass_time(1)
         assert all(world.below(number) for number in range(4))
         found = world.host.find(packed([new.key for new in blocks_of(0, 4)]), cells_of(*[0] * 4))
@@ -205,7 +200,7 @@ def test_stamps_of_a_new_arena_are_newer_than_those_on_the_disk() -> None:
         world.queue.is_eager = True
         world.host.go_on_after(1000)
         for _ in range(2):
-            world.put(blocks_of(0, 4))
+            world.put_cells(blocks_of(0, 4))
         world.pass_time(1)
         late = new_world(folder, world.clock, world.disk, world.catalog, incarnation=2)
         late.pass_time(0.2)

@@ -1,6 +1,5 @@
 """The arena: backed up front, mapped by many, given back where it is retired."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,16 +8,10 @@ from kvstore.arena import ARENA_FILE, SPARSE_FACTOR, Arena
 from kvstore.errors import ConfigError
 from kvstore.fs import LinuxFileSystem
 from tests.faults import FaultyFileSystem
-from tests.worlds import PAGE, shared_folder
+from tests.worlds import PAGE
 
 FS = LinuxFileSystem()
 CAPACITY = 8 * PAGE
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    with shared_folder() as path:
-        yield path
 
 
 def backed_bytes(folder: Path) -> int:

@@ -3,19 +3,20 @@
 import random
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 
 from kvstore.block import HEADER_BYTES
 from kvstore.calls import CellOutcome, Damage
 from kvstore.changes import Changes
-from kvstore.clock import ManualClock
 from kvstore.node import Node
 from kvstore.tiers import write_behind
 from kvstore.tiers.behind import Behind
 from kvstore.tiers.nvme.spill import Phase
 from kvstore.tiers.nvme.tier import RESTART_S
-from tests.behind_world import ARENA_PAGES, LEASE_MS, World, new_world
-from tests.nvme_world import MemoryCatalog, SimulatedDisk, Steps
+from tests.behind_world import ARENA_PAGES, World, empty_world, new_world
+from tests.driven_node import LEASE_MS
+from tests.nvme_world import SLOTS
 from tests.worlds import (
     PAGE,
     cells_of,
@@ -29,9 +30,7 @@ from tests.worlds import (
 @pytest.fixture
 def world() -> Iterator[World]:
     with shared_folder() as folder:
-        steps, rng = Steps(), random.Random(7)
-        disk, catalog = SimulatedDisk(steps, rng), MemoryCatalog(steps, rng)
-        yield new_world(folder, ManualClock(), disk, catalog, incarnation=1)
+        yield empty_world(folder)
 
 
 def names(changes: Changes) -> set[tuple[bytes, int]]:
@@ -56,7 +55,7 @@ def test_what_the_arena_evicts_comes_back_from_the_disk(world: World) -> None:
 def test_what_is_used_again_goes_down_without_pressure(world: World) -> None:
     world.fill(range(2))
     assert not world.below(0)
-    world.put([new_cell(0)])
+    world.put_cells([new_cell(0)])
     world.pass_time()
     assert world.below(0)
     assert not world.below(1)
@@ -80,7 +79,7 @@ def test_calls_for_the_same_cell_share_one_load(world: World) -> None:
     first, second = (world.node.begin_acquire(keys, cells) for _ in range(2))
     assert not first.is_done
     assert not second.is_done
-    assert world.put([new_cell(0)]) == [CellOutcome.BUSY]
+    assert world.put_cells([new_cell(0)]) == [CellOutcome.BUSY]
     world.queue.is_eager = True
     world.node.behind.poll()
     assert first.is_done
@@ -132,7 +131,7 @@ def test_what_is_used_again_while_the_disk_is_away_goes_down_when_it_is_back(wor
     world.queue.die()
     world.node.behind.poll()
     assert world.nvme.phase is Phase.OPENING
-    world.put([new_cell(0)])
+    world.put_cells([new_cell(0)])
     world.pass_time(RESTART_S[0] + 0.2)
     world.pass_time()
     assert world.below(0)
@@ -147,7 +146,7 @@ def test_a_cell_whose_bytes_rotted_on_the_disk_does_not_come(world: World) -> No
     assert reply.outcomes.tolist() == [CellOutcome.MISS]
     assert not world.below(0)
     assert not world.above(0)
-    assert world.put([new_cell(0)]) == [CellOutcome.STORED]
+    assert world.put_cells([new_cell(0)]) == [CellOutcome.STORED]
 
 
 def test_an_arena_full_of_leases_refuses_what_is_on_the_disk(world: World) -> None:
@@ -199,6 +198,24 @@ def test_no_more_is_written_in_a_day_than_is_allowed(world: World) -> None:
     assert world.nvme.stats.stored == 4
 
 
+def test_what_finds_no_room_on_the_disk_is_none_of_a_days_writes(world: World) -> None:
+    world.node = Node(
+        world.node.identity, world.host, world.clock,
+        behind=Behind(world.host, world.nvme, world.clock, daily_bytes=40 * PAGE),
+    )  # fmt: skip
+    world.session = world.node.open_session()
+    world.fill(range(18))
+    stats = world.nvme.stats
+    assert stats.held_cells == stats.stored == SLOTS
+    promised = np.arange(SLOTS, dtype=np.uint32)
+    world.nvme.keep(promised)
+    world.fill(range(18, 40))
+    assert stats.stored == SLOTS, "no room was left"
+    world.nvme.let_go(promised)
+    world.fill(range(40, 60))
+    assert stats.stored == 20
+
+
 def test_the_node_announces_what_either_tier_holds(world: World) -> None:
     """The changes that are told, one after the other, make up what is held: strictly in turns."""
     told: set[tuple[bytes, int]] = set()
@@ -206,7 +223,7 @@ def test_the_node_announces_what_either_tier_holds(world: World) -> None:
     for _ in range(150):
         number = rng.randrange(16)
         if rng.random() < 0.5:
-            world.put([new_cell(number)])
+            world.put_cells([new_cell(number)])
         else:
             world.release(world.acquire(number))
         if rng.random() < 0.7:
@@ -238,13 +255,13 @@ def test_what_was_wanted_and_is_gone_stands_in_nobodys_way(
     monkeypatch.setattr(write_behind, "WANTED_SEEN", 1)
     world.fill(range(6))
     world.queue.is_eager = False
-    world.put([new_cell(number) for number in range(6)])
+    world.put_cells([new_cell(number) for number in range(6)])
     for slot in world.host.next_to_leave(ARENA_PAGES).tolist():
         world.host.evict(slot)
     world.pass_time(0.5)
     world.queue.is_eager = True
     world.fill(range(20, 22))
-    world.put([new_cell(20)])
+    world.put_cells([new_cell(20)])
     world.pass_time()
     assert world.below(20)
 
@@ -257,7 +274,7 @@ def test_a_damaged_cell_of_the_arena_is_not_spilled(
     at = int(world.host.table.slots[slot]["offset"]) + 10
     world.host.arena.view(at, 1)[0] ^= 1
     for _ in range(3):
-        world.put([new_cell(0), new_cell(1)])
+        world.put_cells([new_cell(0), new_cell(1)])
         world.pass_time()
     assert not world.below(0)
     assert world.below(1)
@@ -265,13 +282,18 @@ def test_a_damaged_cell_of_the_arena_is_not_spilled(
     assert caplog.text.count("is damaged: it is not spilled") == 1, "it is tried once"
 
 
-def test_a_damaged_cell_that_is_being_written_goes_when_that_is_over(world: World) -> None:
-    world.fill(range(1))
+def damaged(world: World) -> Damage:
+    """A bit of block 0 flips in the arena; what its reader says of it."""
     found = world.host.find(packed([key_number(0)]), cells_of(0))
     world.host.arena.view(int(found.offsets[0]) + HEADER_BYTES + 10, 1)[0] ^= 1
-    damage = Damage(key_number(0), 0, int(found.generations[0]), (int(found.lengths[0]),))
+    return Damage(key_number(0), 0, int(found.generations[0]), (int(found.lengths[0]),))
+
+
+def test_a_damaged_cell_that_is_being_written_goes_when_that_is_over(world: World) -> None:
+    world.fill(range(1))
+    damage = damaged(world)
     world.queue.is_eager = False
-    world.put([new_cell(0)])
+    world.put_cells([new_cell(0)])
     for _ in range(3):
         assert world.node.discard([damage]) == 0, "the disk reads it"
     world.pass_time()
@@ -285,17 +307,14 @@ def test_a_damaged_cell_that_is_being_written_goes_when_that_is_over(world: Worl
 
 def test_what_was_damaged_before_it_was_spilled_leaves_both_tiers(world: World) -> None:
     world.fill(range(2))
-    found = world.host.find(packed([key_number(0)]), cells_of(0))
-    world.host.arena.view(int(found.offsets[0]) + HEADER_BYTES + 10, 1)[0] ^= 1
-    world.put([new_cell(0)])
+    damage = damaged(world)
+    world.put_cells([new_cell(0)])
     world.pass_time()
     assert world.below(0)
-    length = int(found.lengths[0])
-    damage = Damage(key_number(0), 0, int(found.generations[0]), (length,))
     assert world.node.discard([damage]) == 1
     assert not world.below(0)
     world.fill(range(1))
-    world.put([new_cell(0)])
+    world.put_cells([new_cell(0)])
     world.pass_time()
     assert world.below(0)
     for slot in world.host.held_slots().tolist():

@@ -9,7 +9,7 @@ from kvstore import burials as burials_module
 from kvstore.burial_log import BURIAL_LOG_FILE, ROW, BurialLog
 from kvstore.burials import BURIAL_S, Burial, BurialBook, BurialDigest, BurialPage, DeleteClock
 from kvstore.fs import DurableFiles, LinuxFileSystem
-from tests.faults import FaultyFiles
+from tests.faults import FaultyFiles, UnreadableFiles
 from tests.worlds import key_number
 
 NOW_MS = 1_700_000_000_000
@@ -169,14 +169,23 @@ def test_whatever_write_fails_what_was_answered_is_there() -> None:
     raise AssertionError("the sweep has no end")
 
 
-def test_a_log_that_cannot_be_read_is_said_once_and_begun_anew(
+def test_a_log_that_cannot_be_read_is_said_once_and_kept(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    files = FaultyFiles(fail_at=1)
+    files = UnreadableFiles()
+    assert bury(*logged(files), 1, 10)
+    written = files.read(FILE)
+    files.away = FILE.name
     book, log = logged(files)
-    assert caplog.text.count("unknown") == 1
-    assert bury(book, log, 1, 10)
-    assert known(logged(files)[0]) == {key_number(1): 10}
+    assert not log.is_read
+    assert not bury(book, log, 2, 20), "nothing is durable that the file does not say"
+    assert not log.mend()
+    assert caplog.text.count("can't be read") == 1
+    files.away = ""
+    assert files.read(FILE) == written, "it is not written over"
+    assert log.mend()
+    assert log.is_read
+    assert known(book) == known(logged(files)[0]) == {key_number(1): 10, key_number(2): 20}
 
 
 def test_a_log_that_is_mostly_outdated_is_written_anew(monkeypatch: pytest.MonkeyPatch) -> None:

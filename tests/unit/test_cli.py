@@ -4,33 +4,23 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from kvstore import cli
 from kvstore.cluster_map import ClusterMap
 from kvstore.process import living
 from kvstore.state import ProcessRecord, Remains, TierFolder, TierRecord
 from tests.served import Served, two_nodes
+from tests.unit.command_line import Run, samovar
 from tests.worlds import shared_folder
-
-Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs a command in a state folder of its own; answers code, output, complaints."""
-
-    def command(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setenv("SAMOVAR_STATE_FOLDER", str(tmp_path))
-        monkeypatch.setattr(sys, "argv", ["samovar", *words])
-        code = cli.main()
-        output = capsys.readouterr()
-        return code, output.out, output.err
-
-    return command
+    """In a state folder of its own."""
+    monkeypatch.setenv("SAMOVAR_STATE_FOLDER", str(tmp_path))
+    return samovar(monkeypatch, capsys)
 
 
 def recorded(tmp_path: Path) -> TierFolder:

@@ -3,23 +3,20 @@
 import io
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kvstore import cli
 from kvstore.cli_options import duration
-from kvstore.rpc.client import ControlClient
-from tests.served import Served, put, some_keys
+from tests.served import Served, put_on, some_keys
+from tests.unit.command_line import Run, samovar
 from tests.worlds import shared_folder
 
 KEYS = some_keys(3)
 HEX = [key.tobytes().hex() for key in KEYS]
 COMMANDS = ("delete", "hold", "release", "erase", "inspect")
-
-Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
@@ -27,25 +24,16 @@ def served() -> Iterator[Served]:
     with shared_folder() as folder:
         node = Served(folder, index=1)
         node.join(node)
-        control = ControlClient(node.address)
-        put(control, node.node.tier.arena, KEYS)
-        control.close()
+        put_on(node, KEYS)
         yield node
         node.stop()
 
 
 @pytest.fixture
 def run(served: Served, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs a command against the node; answers code, output, complaints."""
-
-    def command(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setenv("SAMOVAR_ADDRESS", served.address)
-        monkeypatch.setattr(sys, "argv", ["samovar", *words])
-        code = cli.main()
-        output = capsys.readouterr()
-        return code, output.out, output.err
-
-    return command
+    """Against the node."""
+    monkeypatch.setenv("SAMOVAR_ADDRESS", served.address)
+    return samovar(monkeypatch, capsys)
 
 
 def last_line(output: str) -> Any:

@@ -22,17 +22,10 @@ from kvstore.plan import OWN_NODE
 from kvstore.rpc.client import ControlClient
 from kvstore.sessions import SESSION_DEAD_S
 from tests.served import Served, eventually, put, some_keys, two_nodes
-from tests.worlds import shared_folder
 
 Away = Callable[[Path], AbstractContextManager[str]]
 FOREVER_S = 3600.0
 """Whoever waits so long has no bound: the run ends before."""
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    with shared_folder() as path:
-        yield path
 
 
 @contextmanager

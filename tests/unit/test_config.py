@@ -16,8 +16,8 @@ from kvstore.config import (
 )
 from kvstore.errors import ConfigError
 from kvstore.settings import MAX_FILE_BYTES, Knob, knobs
+from tests.source_tree import ROOT
 
-ROOT = Path(__file__).parents[2]
 HOME = {"HOME": "/home/somebody"}
 
 

@@ -5,13 +5,16 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from kvstore import burial_log, burials
+from kvstore.burial_log import ROW
 from kvstore.burials import BurialPage
 from kvstore.calls import DELETE_ID_MAX, DELETE_KEYS_MAX, CellOutcome
 from kvstore.errors import UsageError
 from kvstore.node import Node
+from kvstore.owed import OWED_FILE
 from kvstore.table import KeyTable
 from kvstore.tiers.nvme.spill import Phase
-from tests.life_world import LifeWorld, keys_of
+from tests.life_world import FOLDER, LifeWorld, keys_of
 from tests.worlds import cells_of, key_number, new_cell, packed, shared_folder
 
 
@@ -205,6 +208,23 @@ def test_a_disk_that_is_configured_again_has_forgotten_what_was_deleted(world: L
     world.has_disk = True
     world.restart(adopt=False)
     assert world.found(1, 2) == [False, True]
+
+
+def test_what_a_refused_disk_is_owed_is_no_more_than_what_is_buried(
+    world: LifeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(burials, "BURIALS_MAX", 3)
+    monkeypatch.setattr(burial_log, "OUTDATED_ROWS_MAX", 4)
+    world.put_twice(40)
+    world.restart(adopt=False, is_refused=True)
+    for number in range(1, 41):
+        world.delete(number)
+    world.pass_time(2)
+    assert len(world.life.burials) == 3
+    rows = {name: len(world.files.read(FOLDER / name) or b"") for name in (OWED_FILE, "burials")}
+    assert rows[OWED_FILE] == rows["burials"] < 15 * ROW.itemsize
+    world.restart(adopt=False)
+    assert world.found(40) == [False]
 
 
 def test_what_a_refused_disk_could_not_be_told_durably_is_not_deleted_yet(

@@ -1,21 +1,26 @@
 """A tenant that is erased: nothing of it is found, by clients that are told and those to come."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from kvstore import sessions
 from kvstore.answers import Erased
 from kvstore.calls import HoldOutcome
-from kvstore.client import ERASED, Samovar
+from kvstore.client import ERASED, UNTOLD, Samovar
+from kvstore.clock import Deadline
 from kvstore.cluster_map import ClusterMap
 from kvstore.errors import UnavailableError
+from kvstore.key import Chain
 from kvstore.rpc.cache_pb2 import TenantEpochs
 from kvstore.rpc.client import ControlClient
 from kvstore.tenants import PAGE_TENANTS_MAX, EpochPage, tenant_digest
-from tests.served import Served
+from kvstore.transport.base import CellRead, ReadOutcome
+from kvstore.transport.local import LocalTransport
+from tests.served import Served, eventually
 from tests.unit.test_client import Rows
 from tests.unit.test_keeping import BLOCK, NAMESPACE, PROMPT, client_of, two_served
 from tests.worlds import shared_folder
@@ -44,6 +49,25 @@ def test_nothing_of_an_erased_tenant_is_found_or_stored(embedded: Samovar) -> No
     assert (stored.refused, stored.blocks, stored.reasons) == (7, 7, {ERASED: 7})
     assert embedded.hold(OURS, PROMPT, "mine", 60.0).outcome is HoldOutcome.NOT_HELD
     assert embedded.longest_prefix(OTHER, PROMPT).tokens == 96
+
+
+def test_what_is_erased_while_it_is_read_is_not_delivered(
+    embedded: Samovar, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = embedded.longest_prefix(OURS, PROMPT)
+    read = LocalTransport.read
+
+    def read_late(
+        transport: LocalTransport, reads: Sequence[CellRead], deadline: Deadline
+    ) -> list[ReadOutcome]:
+        outcomes = read(transport, reads, deadline)
+        embedded.erase("somebody")
+        return outcomes
+
+    monkeypatch.setattr(LocalTransport, "read", read_late)
+    fetched = embedded.get_into(plan, Rows(100))
+    assert (fetched.tokens, fetched.start) == (0, 0)
+    assert fetched.failures == {"GONE": plan.nodes.size}
 
 
 def test_a_renewed_namespace_begins_anew(embedded: Samovar) -> None:
@@ -129,6 +153,80 @@ def test_a_node_that_is_away_is_pending_and_learns_it_from_its_neighbour(
         first.join_map(ClusterMap.of(3, [first.info, second.info]))
         first.beats_until(lambda: second.node.life.tenants.epoch_of(tenant) == 1)
         second.beats_until(lambda: far.renewed(OURS).tenant_epoch == 1)
+
+
+@pytest.fixture
+def small(two: tuple[Served, Served]) -> tuple[Served, Served]:
+    """Both go by the blocks of ``OURS``."""
+    for node in two:
+        node.join_map(ClusterMap.of(2, [one.info for one in two], BLOCK))
+    return two
+
+
+def test_what_is_held_after_an_erasure_is_of_the_new_epoch(small: tuple[Served, Served]) -> None:
+    with client_of(small[0]) as client:
+        assert client.erase("somebody") == Erased(1)
+        renewed = client.renewed(OURS)
+        assert client.put(renewed, PROMPT, Rows(100, seed=1)).complete
+        assert client.hold(renewed, PROMPT, "by tokens", 60.0).granted
+        keys = Chain.of(renewed, PROMPT).keys
+        assert client.hold_keys(keys, "by keys", 60.0, "somebody").granted
+
+
+def test_a_node_that_may_not_know_of_an_erasure_opens_no_session(
+    small: tuple[Served, Served],
+) -> None:
+    first, second = small
+    with client_of(first) as client:
+        assert client.put(OURS, PROMPT, Rows(100, seed=1)).complete
+        first.call(first.node.seal)
+        assert first.node.stats().sessions == 0
+        with closing(ControlClient(first.address)) as control:
+            with pytest.raises(UnavailableError, match="does not know yet which tenants"):
+                assert control.session
+            assert not control.has_session()
+        stored = client.put(OURS, PROMPT, Rows(100, seed=1), start=64)
+        assert (stored.failed, stored.blocks) == (2, 2), "it may not know yet that it has none"
+        with pytest.raises(UnavailableError, match="not heard from all others"):
+            client.erase("somebody")
+        with client_of(second) as other:
+            assert other.erase("somebody") == Erased(1)
+        with client_of(first) as late:
+            assert late.longest_prefix(OURS, PROMPT).tokens == 0
+            assert late.put(OURS, PROMPT, Rows(100, seed=1)).stored == 0
+            assert late.renewed(OURS).tenant_epoch == 1, "the other node has told it"
+        first.call(first.node.life.unseal)
+        renewed = client.renewed(OURS)
+        eventually(lambda: client.put(renewed, PROMPT, Rows(100, seed=1)).complete)
+
+
+def test_a_client_that_no_node_tells_of_erasures_stores_nothing_and_finds_nothing(
+    small: tuple[Served, Served], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = small
+    with client_of(first) as client:
+        assert client.put(OURS, PROMPT, Rows(100, seed=1)).complete
+        assert client.longest_prefix(OURS, PROMPT).tokens == 96
+        second.stop()
+        monkeypatch.setattr(sessions, "SESSIONS_MAX", 1)
+        with client_of(first) as late:
+            assert late.longest_prefix(OURS, PROMPT).tokens == 0
+            assert late.put(OURS, PROMPT, Rows(100, seed=1)).reasons == {UNTOLD: 6}
+            assert late.renewed(OURS) is OURS
+
+
+def test_an_erasure_by_a_node_that_knows_less_than_others_is_not_done(
+    two: tuple[Served, Served],
+) -> None:
+    """One with a new disk begins to count anew."""
+    first, second = two
+    tenant = tenant_digest("somebody")
+    for _ in range(3):
+        second.call(lambda: second.node.life.erase(tenant))
+    with client_of(first) as client:
+        assert client.erase("somebody") == Erased(1, ("node-2",))
+        first.beats_until(lambda: first.node.life.tenants.epoch_of(tenant) == 3)
+        assert client.erase("somebody") == Erased(4)
 
 
 def test_a_client_that_does_not_confirm_is_waited_for_only_while_it_may_live(

@@ -4,22 +4,15 @@ import mmap
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from kvstore.fs import DurableFiles, LinuxFileSystem, MemoryFiles
 from tests.source_tree import ROOT
-from tests.worlds import PAGE, shared_folder
+from tests.worlds import PAGE
 
 FS = LinuxFileSystem()
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    with shared_folder() as path:
-        yield path
 
 
 def backed_bytes(path: Path) -> int:

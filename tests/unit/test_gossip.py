@@ -5,7 +5,7 @@ Real nodes and ports; a node that is started again finds its arena and its own f
 
 import logging
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from kvstore.rpc import leavers
 from kvstore.rpc.client import ControlClient
 from kvstore.tenants import tenant_digest
 from kvstore.tiers.start import open_tier
-from tests.served import Served, eventually, put, some_keys
+from tests.served import Served, eventually, put_on, some_keys
 from tests.worlds import shared_folder
 
 KEYS = some_keys(4)
@@ -76,14 +76,6 @@ def company() -> Iterator[Company]:
         yield Company(folder, stack)
 
 
-def put_on(served: Served) -> None:
-    control = ControlClient(served.address)
-    try:
-        put(control, served.node.tier.arena, KEYS)
-    finally:
-        control.close()
-
-
 def shown(served: Served) -> list[bool]:
     """Which of the blocks a look-up finds, in the table and by the node."""
     rows = [KEYS[row : row + 1] for row in range(len(KEYS))]
@@ -95,18 +87,15 @@ def shown(served: Served) -> list[bool]:
 
 def delete(served: Served) -> frozenset[int]:
     """Who has not heard of it; 0 is the node itself."""
-    control = ControlClient(served.address)
-    try:
+    with closing(ControlClient(served.address)) as control:
         spread = control.life.delete(GONE)
         return spread.pending if spread.durable else spread.pending | {0}
-    finally:
-        control.close()
 
 
 def test_books_that_differ_become_alike_in_both_directions(company: Company) -> None:
     first, second = company.start(1), company.start(2)
     company.publish(2)
-    put_on(second)
+    put_on(second, KEYS)
     delete(first)
     tenant = tenant_digest("somebody")
     second.call(lambda: second.node.life.erase(tenant))
@@ -123,7 +112,7 @@ def test_who_was_away_shows_nothing_before_it_has_read_the_others(
 ) -> None:
     first, second = company.start(1), company.start(2)
     company.publish()
-    put_on(second)
+    put_on(second, KEYS)
     second.stop()
     if deleted_while_down:
         delete(first)
@@ -140,7 +129,7 @@ def test_it_waits_for_every_node_of_the_map_and_says_so_once(
 ) -> None:
     first, second, third = (company.start(index) for index in (1, 2, 3))
     company.publish()
-    put_on(second)
+    put_on(second, KEYS)
     second.stop()
     third.stop()
     second = company.start(2)
@@ -148,7 +137,7 @@ def test_it_waits_for_every_node_of_the_map_and_says_so_once(
         company.publish(3)
         eventually(lambda: "node 3 has said" in caplog.text or "node 1, 3" in caplog.text)
         company.publish(3)
-        assert caplog.text.count("blocks are not shown before") == 1
+        assert caplog.text.count("nothing is shown or stored here before") == 1
     assert shown(second) == [False] * 4
     third = company.start(3)
     company.publish()
@@ -164,7 +153,7 @@ def test_deleted_blocks_stay_away_through_restarts_in_any_order(
     first, second = company.start(1), company.start(2)
     company.publish()
     for served in (first, second):
-        put_on(served)
+        put_on(served, KEYS)
     second.stop()
     company.publish(2)
     delete(first)
@@ -183,7 +172,7 @@ def test_deleted_blocks_stay_away_through_restarts_in_any_order(
 def test_alone_in_its_map_a_node_shows_what_it_has(company: Company) -> None:
     first, _ = company.start(1), company.start(2)
     company.publish()
-    put_on(first)
+    put_on(first, KEYS)
     first.stop()
     del company.nodes[2]
     first = company.start(1)
@@ -196,7 +185,7 @@ def test_alone_in_its_map_a_node_shows_what_it_has(company: Company) -> None:
 def test_who_leaves_the_map_is_not_waited_for(company: Company) -> None:
     first, _ = company.start(1), company.start(2)
     company.publish()
-    put_on(first)
+    put_on(first, KEYS)
     first.stop()
     first = company.start(1)
     company.publish(2)
@@ -212,7 +201,7 @@ def test_who_is_left_out_shows_nothing_before_it_has_read_the_others_anew(
 ) -> None:
     first, second = company.start(1), company.start(2)
     company.publish()
-    put_on(second)
+    put_on(second, KEYS)
     if was_away_before:
         second.stop()
         second = company.start(2)
@@ -228,11 +217,28 @@ def test_who_is_left_out_shows_nothing_before_it_has_read_the_others_anew(
     assert shown(second) == [False] * 3 + [True]
 
 
+def test_who_is_left_out_has_no_sessions_until_it_is_back(company: Company) -> None:
+    """Its clients would go by what it knew, and others do not wait for them."""
+    _, second = company.start(1), company.start(2)
+    company.publish()
+    control = ControlClient(second.address)
+    try:
+        session = control.session
+        company.leave_out(2, 1, 2)
+        assert not second.call(lambda: second.node.has_session(session))
+        eventually(lambda: not control.has_session())
+        company.publish()
+        eventually(control.has_session)
+        assert control.session != session
+    finally:
+        control.close()
+
+
 def test_who_was_left_out_waits_until_the_others_know_that_it_is_back(company: Company) -> None:
     """Who goes by an older map does not tell it of deletes."""
     first, second = company.start(1), company.start(2)
     company.publish()
-    put_on(second)
+    put_on(second, KEYS)
     company.leave_out(2, 1, 2)
     company.epoch += 1
     back = ClusterMap.of(company.epoch, [first.info, second.info])
@@ -245,7 +251,7 @@ def test_who_was_left_out_waits_until_the_others_know_that_it_is_back(company: C
 def test_who_is_left_out_is_told_so_and_named_until_it_knows(company: Company) -> None:
     first, second = company.start(1), company.start(2)
     company.publish()
-    put_on(second)
+    put_on(second, KEYS)
     company.leave_out(2, 1)
     eventually(lambda: not first.neighbourhood.leavers)
     assert second.node.life.is_sealed
@@ -281,7 +287,7 @@ def test_who_has_heard_of_no_map_since_its_start_may_have_others_to_tell(company
     first, second = company.start(1), company.start(2)
     assert delete(first) == frozenset(), "always alone so far"
     company.publish()
-    put_on(second)
+    put_on(second, KEYS)
     first.stop()
     first = company.start(1)
     assert delete(first) == {0}

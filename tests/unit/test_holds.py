@@ -24,7 +24,7 @@ from kvstore.hold import Hold
 from kvstore.hold_files import HOLDS_FOLDER, HoldFiles
 from kvstore.lasting import Lasting
 from kvstore.node import Node
-from kvstore.tenants import tenant_digest
+from kvstore.tenants import EPOCH_MAX, EpochPage, tenant_digest
 from tests.faults import FaultyFiles
 from tests.life_world import FOLDER, TENANT, LifeWorld, keys_of
 from tests.worlds import PAGE, cells_of, key_number, shared_folder
@@ -346,7 +346,7 @@ def test_a_file_of_another_version_is_said_once_and_dropped(
     diskless.hold(1)
     (name,) = diskless.files.names(FOLDER / HOLDS_FOLDER)
     path = FOLDER / HOLDS_FOLDER / name
-    body = (diskless.files.read(path) or b"")[:-8].replace(b"SMVHOLD2", b"SMVHOLD1")
+    body = (diskless.files.read(path) or b"")[:-8].replace(b"SMVHOLD3", b"SMVHOLD2")
     diskless.files.replace(path, body + xxh3_64_digest(body))
     diskless.restart()
     assert caplog.text.count("is damaged") == 1
@@ -408,6 +408,44 @@ def test_a_disk_that_goes_away_and_comes_back_keeps_its_promises(world: LifeWorl
     assert pins(world) == 0
 
 
+def test_a_hold_that_ends_shortens_no_other_while_a_cell_arrives_on_the_disk(
+    world: LifeWorld,
+) -> None:
+    """The one counts in the arena still, the other on the disk already."""
+    world.put(2)
+    world.hold(2, handle="first")
+    world.pass_time(2)
+    world.put(1, ttl_s=4)
+    world.hold(1, handle="a", ttl_s=600)
+    world.pass_time(0.2)
+    assert world.below(1)
+    assert pins(world) == 1, "nobody has looked since"
+    world.hold(1, handle="b", ttl_s=600)
+    assert world.life.release_hold(TENANT, "b")
+    world.pass_time(10)
+    assert world.found(1) == [True]
+    assert world.acquire(1).outcomes.tolist() == [CellOutcome.FOUND]
+
+
+def test_a_held_cell_that_is_to_live_for_ever_does_so_on_the_disk(world: LifeWorld) -> None:
+    """It was put again, without an end, while it was on its way there."""
+    world.put(2)
+    world.hold(2, handle="first")
+    world.pass_time(2)
+    for _ in range(2):
+        world.put(1, ttl_s=4)
+    world.queue.is_eager = False
+    world.pass_time(0.2)
+    world.put(1)
+    world.hold(1, ttl_s=600)
+    world.queue.is_eager = True
+    world.pass_time(2)
+    assert pins(world) == 0, "the disk keeps it now"
+    flood(world)
+    world.pass_time(10)
+    assert world.found(1) == [True]
+
+
 def test_a_damaged_cell_of_the_arena_leaves_its_hold(diskless: LifeWorld) -> None:
     diskless.put(1, 2)
     diskless.hold(1, 2)
@@ -448,6 +486,64 @@ def test_erasing_a_tenant_ends_its_holds(diskless: LifeWorld) -> None:
     assert pins(diskless) == 1
 
 
+def raised(epoch: int) -> EpochPage:
+    return EpochPage(np.frombuffer(TENANT, np.uint8)[None], np.array([epoch], np.uint64))
+
+
+def handles(world: LifeWorld) -> set[str]:
+    return {mark.handle for mark in world.life.holds_of(TENANT)}
+
+
+def test_an_erasure_that_is_heard_late_ends_only_what_is_of_before(diskless: LifeWorld) -> None:
+    """A client that knows of it already may ask a node that does not."""
+    diskless.put(1, 2, 3)
+    for epoch, handle in enumerate(("first", "second", "third")):
+        reply = diskless.hold(epoch + 1, handle=handle, tenant_epoch=epoch)
+        assert reply.outcome is HoldOutcome.GRANTED
+    for epoch, left in ((1, {"second", "third"}), (1, {"second", "third"}), (2, {"third"})):
+        assert diskless.life.raise_epochs(raised(epoch))
+        assert handles(diskless) == left
+    assert diskless.life.raise_epochs(raised(1)), "overtaken by a later one"
+    assert handles(diskless) == {"third"}
+    assert pins(diskless) == 1
+    diskless.restart()
+    assert handles(diskless) == {"third"}, "its file says so"
+    assert diskless.life.erase(TENANT) == 3
+    assert handles(diskless) == set()
+    assert pins(diskless) == 0
+
+
+def test_nothing_is_promised_in_an_epoch_that_is_over(diskless: LifeWorld) -> None:
+    diskless.put(1, 2)
+    assert diskless.life.raise_epochs(raised(2))
+    assert diskless.hold(1, tenant_epoch=1).outcome is HoldOutcome.NOT_HELD
+    assert diskless.hold(1, tenant_epoch=2).outcome is HoldOutcome.GRANTED
+    assert diskless.hold(2, tenant_epoch=3).outcome is HoldOutcome.GRANTED
+    assert pins(diskless) == 1, "a handle's new epoch leaves nothing of the one before"
+    assert diskless.hold(1, tenant_epoch=2).outcome is HoldOutcome.NOT_HELD
+    assert diskless.life.raise_epochs(raised(3))
+    assert handles(diskless) == {"h"}
+
+
+def test_a_handles_new_epoch_takes_the_budget_of_the_one_before() -> None:
+    with shared_folder() as folder:
+        world = LifeWorld(folder, has_disk=False, hold_bytes=CELL_BYTES)
+        world.put(1, 2)
+        assert world.hold(1).outcome is HoldOutcome.GRANTED
+        assert world.hold(2).outcome is HoldOutcome.OVER_BUDGET
+        assert world.hold(2, tenant_epoch=1).outcome is HoldOutcome.GRANTED
+        assert world.node.stats().promised_bytes == CELL_BYTES
+
+
+def test_a_crash_in_the_middle_of_an_erasure_leaves_no_hold(diskless: LifeWorld) -> None:
+    diskless.put(1)
+    diskless.hold(1)
+    diskless.life.tenants.erase(TENANT)
+    assert handles(diskless) == {"h"}
+    diskless.restart()
+    assert handles(diskless) == set()
+
+
 def test_a_sealed_node_promises_nothing_and_keeps_its_promises(world: LifeWorld) -> None:
     world.life.keep_company()
     world.put_twice(1)
@@ -469,6 +565,7 @@ def test_a_callers_bugs(diskless: LifeWorld) -> None:
         (HoldRequest(TENANT, "h", keys_of(), 1, 1000), "blocks"),
         (HoldRequest(TENANT, "h", keys_of(1), 1, 0), "ms"),
         (HoldRequest(TENANT, "h", keys_of(1), 0, 1000), "mask"),
+        (HoldRequest(TENANT, "h", keys_of(1), 1, 1000, 1, EPOCH_MAX + 1), "epoch"),
     ):
         with pytest.raises(UsageError, match=said):
             diskless.life.hold(request)

@@ -18,8 +18,7 @@ from kvstore.config import ClientConfig
 from kvstore.errors import UnavailableError, UsageError
 from kvstore.key import Chain, Keys
 from kvstore.namespace import Namespace
-from kvstore.rpc.client import ControlClient
-from tests.served import PAYLOAD_BYTES, Served, put, some_keys
+from tests.served import PAYLOAD_BYTES, Served, put_on, some_keys
 from tests.unit.test_client import Rows
 from tests.worlds import shared_folder
 
@@ -110,14 +109,6 @@ def held(served: Served, keys: Keys) -> int:
 
 def _map(epoch: int, *infos: NodeInfo) -> ClusterMap:
     return ClusterMap.of(epoch, infos)
-
-
-def put_on(served: Served, keys: Keys) -> None:
-    control = ControlClient(served.address)
-    try:
-        put(control, served.node.tier.arena, keys)
-    finally:
-        control.close()
 
 
 def test_a_delete_reaches_every_node_of_the_map(two: tuple[Served, Served]) -> None:

@@ -26,7 +26,7 @@ from kvstore.fs import LinuxFileSystem
 from kvstore.leases import LEASE_MARGIN_S, LEASE_MS_MAX
 from kvstore.node import Node
 from kvstore.sessions import RESERVATION_S_MAX, SESSION_DEAD_S, STALL_S
-from kvstore.table import WAYS
+from kvstore.table import WAYS, buckets_of
 from kvstore.tiers.host import HostTier
 from kvstore.tiers.tier import NewCell, Refusal
 from tests.faults import FaultyFileSystem
@@ -342,13 +342,14 @@ def test_a_commit_whose_place_is_taken_by_readers_is_refused(world: World) -> No
 def crowded(tier: HostTier) -> tuple[NewCell, list[NewCell]]:
     """A cell, and the fewest others that fill both its buckets."""
     table = tier.table
-    buckets = [int(b[0]) for b in table._buckets(packed([key_number(0)]).view("<u8"), cells_of(0))]
+    words = packed([key_number(0)]).view("<u8")
+    buckets = [int(b[0]) for b in buckets_of(words, cells_of(0), table._bucket_count)]
     assert buckets[0] != buckets[1]
     rivals: list[NewCell] = []
     room = dict.fromkeys(buckets, WAYS)
     for number in range(1, 10_000):
-        key = packed([key_number(number)])
-        mine = [int(b[0]) for b in table._buckets(key.view("<u8"), cells_of(0))]
+        words = packed([key_number(number)]).view("<u8")
+        mine = [int(b[0]) for b in buckets_of(words, cells_of(0), table._bucket_count)]
         if mine[0] == mine[1] and room.get(mine[0]):
             room[mine[0]] -= 1
             rivals.append(new_cell(number))

@@ -60,6 +60,22 @@ def test_incarnations_count_starts(tmp_path: Path) -> None:
     assert (tmp_path / "node" / INCARNATION_FILE).stat().st_mode & 0o777 == 0o600
 
 
+def test_an_incarnation_has_a_durable_name_before_it_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without that a power failure brings the former one back, and two lives have the same."""
+    synced = []
+
+    def note(descriptor: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink())
+
+    folder = claim(tmp_path / "node")
+    monkeypatch.setattr(os, "fsync", note)
+    folder.next_incarnation()
+    assert synced[-1:] == [tmp_path / "node"]
+    folder.release()
+
+
 def test_a_damaged_incarnation_is_refused(tmp_path: Path) -> None:
     folder = claim(tmp_path)
     for text in ("many", "", "-1", str(1 << 24)):

@@ -6,9 +6,9 @@ from typing import cast
 from kvstore.burials import Burial
 from kvstore.key import Keys
 from kvstore.lasting import Lasting
-from kvstore.owed import OwedDeletes
+from kvstore.owed import OWED_FILE, OwedDeletes
 from kvstore.tiers.behind import Behind, Erasure
-from tests.faults import FaultyFiles
+from tests.faults import FaultyFiles, UnreadableFiles
 from tests.worlds import key_number
 
 FOLDER = Path("/node")
@@ -32,7 +32,7 @@ def started(files: FaultyFiles) -> tuple[OwedDeletes, Disk]:
 
 
 def owe(owed: OwedDeletes, number: int) -> bool:
-    return owed.add({key_number(number): Burial(number, 1000)})
+    return owed.add({key_number(number): Burial(number, 1000)}, wall_ms=1000)
 
 
 def test_a_disk_is_told_until_it_has_done_it() -> None:
@@ -68,5 +68,24 @@ def test_a_debt_that_cannot_be_struck_off_is_paid_twice() -> None:
     files.fail_at = files.operations + 1
     owed.step()
     assert started(files)[1].asked == [{key_number(1)}]
+    owed.step()
+    assert started(files)[1].asked == []
+
+
+def test_a_debt_that_cannot_be_read_is_paid_when_it_can() -> None:
+    files = UnreadableFiles()
+    owe(started(files)[0], 1)
+    files.away = OWED_FILE
+    owed, disk = started(files)
+    assert not owed.is_read
+    assert not owe(owed, 2)
+    owed.mend()
+    assert disk.asked == []
+    files.away = ""
+    owed.mend()
+    assert owed.is_read
+    assert disk.asked == [{key_number(1), key_number(2)}]
+    assert started(files)[1].asked == [{key_number(1), key_number(2)}], "it is not done yet"
+    disk.erasure.is_done = True
     owed.step()
     assert started(files)[1].asked == []

@@ -443,6 +443,20 @@ def test_an_erased_tenant_has_no_copies(make: Make) -> None:
     assert world.held(*CHAIN) == {"a": 0, partner: 0}
 
 
+def test_a_copy_of_the_new_epoch_is_taken_whichever_node_has_heard_of_it(make: Make) -> None:
+    for late in "ab":
+        world = make()
+        world.nodes["a"].put(*CHAIN)
+        world.nodes["a"].hold(*CHAIN, ttl_s=3600, replicas=2, tenant_epoch=1)
+        knowing = "b" if late == "a" else "a"
+        world.nodes[knowing].life.erase(TENANT)
+        world.pass_time(3)
+        assert world.held(*CHAIN) == {"a": 3, "b": 3}
+        world.gossip()
+        world.pass_time(2 * SURVEY_S)
+        assert world.held(*CHAIN) == {"a": 3, "b": 3}
+
+
 def test_a_sealed_node_neither_sends_nor_takes(make: Make) -> None:
     world, partner = copied(make, "abc")
     (third,) = {"b", "c"} - {partner}
@@ -506,7 +520,7 @@ def test_a_damaged_cell_is_dropped_and_not_copied(make: Make, at: int) -> None:
 def test_a_cell_that_was_damaged_comes_back_from_the_copy(make: Make) -> None:
     world, partner = copied(make)
     flip(world, "a", 2, HEADER_BYTES + 900)
-    found = world.nodes["a"].acquire(2)
+    found = world.nodes["a"].lease(world.nodes["a"].session, keys_of(2), cells_of(0), 1000)
     world.nodes["a"].node.release(world.nodes["a"].session, found.lease)
     damage = Damage(keys_of(2).tobytes(), 0, int(found.generations[0]), (int(found.lengths[0]),))
     assert world.nodes["a"].node.discard([damage]) == 1

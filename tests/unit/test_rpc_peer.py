@@ -1,14 +1,13 @@
 """Node to node: announcements, heartbeats, and the map on request."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import grpc
 import numpy as np
-import pytest
 
 from kvstore.burials import BurialDigest
 from kvstore.changes import Changes
@@ -24,23 +23,9 @@ from kvstore.rpc.peer import Echo, Peer
 from kvstore.rpc.wire import WIRE_VERSION
 from kvstore.tenants import EpochDigest
 from tests.served import BOOKS, Served, some_keys, two_nodes
-from tests.worlds import shared_folder
 
 Value = TypeVar("Value")
 MINE = Books(BurialDigest(2, (1 << 64) - 1), EpochDigest(1, 1 << 63))
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    with shared_folder() as path:
-        yield path
-
-
-@pytest.fixture
-def served(folder: Path) -> Iterator[Served]:
-    node = Served(folder)
-    yield node
-    node.stop()
 
 
 def with_peer(

@@ -8,11 +8,23 @@ import numpy as np
 import pytest
 
 from kvstore import probe
+from kvstore.burial_log import BURIAL_LOG_FILE
 from kvstore.burials import BurialPage
 from kvstore.calls import CellOutcome
+from kvstore.deletes import MEND_S
+from kvstore.errors import UnavailableError
+from kvstore.owed import OWED_FILE
 from kvstore.table import KeyTable
-from tests.life_world import LifeWorld, keys_of
+from kvstore.tenants import TENANTS_FILE, EpochPage, tenant_digest
+from tests.faults import UnreadableFiles
+from tests.life_world import TENANT, LifeWorld, keys_of
 from tests.worlds import cells_of, shared_folder
+
+OTHER = tenant_digest("other")
+
+
+def page_of(tenant: bytes, epoch: int) -> EpochPage:
+    return EpochPage(np.frombuffer(tenant, np.uint8)[None], np.array([epoch], np.uint64))
 
 
 @pytest.fixture
@@ -143,22 +155,85 @@ def test_a_node_that_is_left_out_shows_nothing_from_then_on(world: LifeWorld) ->
     assert len(world.announced()) == 2
 
 
-def test_an_empty_node_has_nothing_to_seal() -> None:
+def test_an_empty_node_is_sealed_too() -> None:
+    """It may have missed an erasure, and clients would store what is of before."""
     with shared_folder() as folder:
         world = LifeWorld(folder, has_disk=False)
         world.life.keep_company()
         world.life.keep_company()
         world.put(1)
         world.restart(adopt=False)
-        assert not world.life.is_sealed
-        world.put(1)
-        world.restart()
         assert world.life.is_sealed
-        world.host.delete(keys_of(1))
+        with pytest.raises(UnavailableError, match="not heard from all others"):
+            world.life.erase(TENANT)
+        world.life.unseal()
+        assert world.life.erase(TENANT) == 1
+        world.put(1)
+        assert world.found(1) == [True]
+
+
+def test_a_node_that_cannot_read_which_tenants_were_erased_is_sealed_until_it_can() -> None:
+    files = UnreadableFiles()
+    with shared_folder() as folder:
+        world = LifeWorld(folder, has_disk=False, files=files)
+        world.put(1, 2)
+        world.life.erase(TENANT)
+        world.hold(1, handle="new", tenant_epoch=1)
+        world.hold(2, handle="other", tenant=OTHER)
+        world.life.tenants.erase(OTHER)  # and the hold outlives it, by a crash
+        files.away = TENANTS_FILE
         world.restart()
-        assert not world.life.is_sealed, "also where its predecessor was"
-        world.put(2)
-        assert world.found(2) == [True]
+        world.pass_time(1)
+        assert world.life.is_sealed
+        assert world.found(1) == [False]
+        assert len(world.announced()) == 0
+        with pytest.raises(UnavailableError, match="before it can be read"):
+            world.life.erase(TENANT)
+        world.life.unseal()
+        assert world.life.is_sealed, "its neighbours may not know what it knew"
+        assert not world.life.raise_epochs(page_of(TENANT, 1)), "it can't write that down"
+        files.away = ""
+        epoch = world.life.epoch
+        world.pass_time(0.2)
+        assert not world.life.is_sealed
+        assert world.life.epoch == epoch + 1, "everything is announced"
+        assert world.found(1) == [True]
+        assert [mark.handle for mark in world.life.holds_of(TENANT)] == ["new"]
+        assert world.life.holds_of(OTHER) == []
+        assert world.life.erase(TENANT) == 2
+
+
+@pytest.mark.parametrize("unreadable", [BURIAL_LOG_FILE, OWED_FILE])
+def test_a_node_that_cannot_read_what_was_deleted_is_sealed_until_it_can(unreadable: str) -> None:
+    files = UnreadableFiles()
+    with shared_folder() as folder:
+        world = LifeWorld(folder, files=files)
+        world.put(1, 2)
+        world.delete(2)
+        files.away = unreadable
+        world.restart()
+        world.pass_time(MEND_S + 1)
+        world.life.unseal()
+        assert world.life.is_sealed, "its neighbours may not know what it knew"
+        files.away = ""
+        world.pass_time(MEND_S + 1)
+        assert world.found(1, 2) == [True, False]
+
+
+def test_who_awaits_others_stays_sealed_when_its_file_can_be_read() -> None:
+    files = UnreadableFiles()
+    with shared_folder() as folder:
+        world = LifeWorld(folder, files=files)
+        world.life.keep_company()
+        world.put(1)
+        files.away = TENANTS_FILE
+        world.restart()
+        files.away = ""
+        world.pass_time(0.2)
+        assert world.life.tenants.is_read
+        assert world.life.is_sealed
+        world.life.unseal()
+        assert world.found(1) == [True]
 
 
 def test_a_disk_that_comes_back_in_mid_life_is_not_sealed(world: LifeWorld) -> None:

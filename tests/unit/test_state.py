@@ -99,10 +99,10 @@ def test_damaged_map_is_refused(folder: TierFolder, text: str) -> None:
 
 def test_record_is_replaced_whole(folder: TierFolder) -> None:
     folder.write(RECORD)
-    (folder.path / "tier.json.new").write_text("{half a rec")  # what a crash leaves
+    (folder.path / ".tier.json.new").write_text("{half a rec")  # what a crash leaves
     assert folder.read() == RECORD
     folder.write(replace(RECORD, nodes=3))
-    assert not (folder.path / "tier.json.new").exists()
+    assert not (folder.path / ".tier.json.new").exists()
 
 
 def test_purge_leaves_nothing(folder: TierFolder) -> None:

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,15 +21,9 @@ from kvstore.table import (
     SlotState,
 )
 from tests.source_tree import ROOT
-from tests.worlds import PAGE, cells_of, empty_table, key_number, packed, shared_folder
+from tests.worlds import PAGE, cells_of, empty_table, key_number, packed
 
 FS = LinuxFileSystem()
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    with shared_folder() as path:
-        yield path
 
 
 def publish(table: KeyTable, key: bytes, slot: int, cell: int = 0, generation: int = 1) -> bool:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from kvstore import tenants as tenants_module
-from kvstore.errors import StateError, UsageError
+from kvstore.errors import StateError, UnavailableError, UsageError
 from kvstore.fs import LinuxFileSystem
 from kvstore.lasting import Lasting
 from kvstore.tenants import (
@@ -19,7 +19,7 @@ from kvstore.tenants import (
     TenantEpochs,
     tenant_digest,
 )
-from tests.faults import FaultyFiles
+from tests.faults import FaultyFiles, UnreadableFiles
 
 FOLDER = Path("/node")
 ACME, OTHER = tenant_digest("acme"), tenant_digest("other")
@@ -121,9 +121,62 @@ def test_a_damaged_file_is_said(caplog: pytest.LogCaptureFixture, cut: int) -> N
     assert caplog.text.count("is damaged") == 1
 
 
-def test_a_file_that_cannot_be_read_is_said(caplog: pytest.LogCaptureFixture) -> None:
-    assert epochs_in(FaultyFiles(fail_at=1)).digest() == EpochDigest()
-    assert caplog.text.count("unknown") == 1
+@pytest.fixture
+def unreadable() -> UnreadableFiles:
+    files = UnreadableFiles()
+    epochs = epochs_in(files)
+    for tenant in (ACME, ACME, OTHER):
+        epochs.erase(tenant)
+    files.away = TENANTS_FILE
+    return files
+
+
+def test_a_file_that_cannot_be_read_is_said_once_and_kept(
+    unreadable: UnreadableFiles, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept = unreadable.copy()
+    epochs = epochs_in(unreadable)
+    assert not epochs.is_read
+    assert epochs.digest() == EpochDigest()
+    for _ in range(3):
+        assert not epochs.mend()
+        with pytest.raises(UnavailableError, match="before it can be read"):
+            epochs.erase(ACME)
+    assert caplog.text.count(str(FOLDER / TENANTS_FILE)) == 1
+    unreadable.away = ""
+    assert unreadable._files == kept._files, "it is not written over"
+    assert epochs.mend()
+    assert epochs.is_read
+    assert (epochs.epoch_of(ACME), epochs.epoch_of(OTHER)) == (2, 1)
+    assert epochs.digest() == epochs_in(unreadable).digest()
+    assert unreadable._files == kept._files, "there is no news"
+    assert epochs.erase(ACME) == 3
+
+
+@pytest.mark.parametrize("heard", [1, 2, 3])
+def test_what_is_heard_before_the_file_can_be_read_is_merged(
+    unreadable: UnreadableFiles, heard: int
+) -> None:
+    kept = unreadable.copy()
+    epochs = epochs_in(unreadable)
+    assert epochs.merge(one_page(ACME, heard)) == [ACME]
+    assert epochs.epoch_of(ACME) == heard, "nobody is to hear of an older one"
+    unreadable.away = ""
+    assert unreadable._files == kept._files
+    version = epochs.version
+    assert epochs.mend()
+    assert epochs.version > version, "clients are to hear of it"
+    assert (epochs.epoch_of(ACME), epochs.epoch_of(OTHER)) == (max(heard, 2), 1)
+    again = epochs_in(unreadable)
+    assert again.digest() == epochs.digest(), "what was heard is durable"
+    assert (unreadable._files == kept._files) == (heard <= 2)
+
+
+def test_an_erasure_reads_the_file_that_could_not_be_read(unreadable: UnreadableFiles) -> None:
+    epochs = epochs_in(unreadable)
+    unreadable.away = ""
+    assert epochs.erase(ACME) == 3
+    assert epochs_in(unreadable).epoch_of(OTHER) == 1
 
 
 def test_bounds(monkeypatch: pytest.MonkeyPatch) -> None:

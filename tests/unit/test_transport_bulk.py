@@ -3,8 +3,6 @@
 import os
 import select
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +16,6 @@ from kvstore.transport.bulk_process import BulkProcess
 from kvstore.transport.tcp import TcpTransport
 from tests.unit.transport_world import World, same, soon
 
-ROOT = Path(__file__).parents[2]
 HOST = "127.0.0.1"
 
 
@@ -89,36 +86,6 @@ def test_hold_a_node_that_stands_still_costs_the_deadline(world: World, bulk: Bu
     os.kill(bulk.pid, signal.SIGCONT)
     assert transport.read([read], soon()) == [ReadOutcome.VERIFIED]
     transport.close()
-
-
-@pytest.mark.parametrize("stopped", [False, True])
-def test_hold_it_ends_with_its_parent(world: World, stopped: bool) -> None:
-    script = (
-        "import sys; from pathlib import Path; from kvstore.clock import *\n"
-        "from kvstore.transport.bulk_process import BulkProcess\n"
-        "from threading import Thread\n"
-        "def start():\n"
-        f"    folder = Path({str(world.folder)!r})\n"
-        "    bulk = BulkProcess.start(\n"
-        f"        folder, {HOST!r}, 0, None, Deadline.after(SystemClock(), 30)\n"
-        "    )\n"
-        "    print(bulk.pid, flush=True)\n"
-        # The thread that started it ends: that alone is no reason to end.
-        "thread = Thread(target=start); thread.start(); thread.join()\n"
-        "sys.stdin.read()\n"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", script], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as parent:
-        assert parent.stdout is not None
-        child = int(parent.stdout.readline())
-        end = os.pidfd_open(child)
-        assert not select.select([end], [], [], 0)[0]
-        if stopped:
-            os.kill(child, signal.SIGSTOP)
-        parent.kill()
-        assert select.select([end], [], [], 30)[0], "the child outlives its parent"
-        os.close(end)
 
 
 def test_a_token_file_guards_the_port(world: World, tmp_path: Path) -> None:

@@ -23,9 +23,9 @@ from kvstore.tiers.nvme.folder import CatalogFolder
 from kvstore.tiers.nvme.identity import Identity
 from kvstore.tiers.nvme.record import PAGE_BYTES, RECORD, TOMBSTONE, Records
 from kvstore.tiers.nvme.walk import walk
+from tests.source_tree import ROOT
 from tests.worlds import key_number
 
-ROOT = Path(__file__).parents[3]
 IDENTITY = Identity(bytes(range(16)), "node-a", 1 << 20, 4)
 CELLS = 40
 

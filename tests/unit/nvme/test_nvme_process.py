@@ -27,9 +27,8 @@ from kvstore.tiers.nvme.spill import Declined, Phase, Result
 from kvstore.tiers.nvme.tier import RESTART_S
 from kvstore.tiers.nvme.worker import Worker
 from tests.disk_node import Node
+from tests.source_tree import ROOT
 from tests.worlds import key_number, packed, shared_folder
-
-ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
@@ -74,34 +73,6 @@ def test_hold_a_killed_disk_process_costs_what_was_on_its_way(node: Node) -> Non
     node.wait_for_phase()
     assert node.load(1) is Result.LOADED
     assert node.store(2) is Result.STORED
-
-
-@pytest.mark.parametrize("stopped", [False, True])
-def test_hold_it_ends_with_its_parent(tmp_path: Path, stopped: bool) -> None:
-    script = (
-        "import sys; from pathlib import Path\n"
-        "from tests.disk_node import Node\n"
-        f"node = Node(Path(sys.argv[1]), Path({str(tmp_path)!r}))\n"
-        "node.start()\n"
-        "print(node.process.pid, flush=True)\n"
-        "sys.stdin.read()\n"
-    )
-    with (
-        shared_folder() as arena_folder,
-        subprocess.Popen(
-            [sys.executable, "-c", script, str(arena_folder)],
-            cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        ) as parent,
-    ):  # fmt: skip
-        assert parent.stdout is not None
-        child = int(parent.stdout.readline())
-        end = os.pidfd_open(child)
-        assert not select.select([end], [], [], 0)[0]
-        if stopped:
-            os.kill(child, signal.SIGSTOP)
-        parent.kill()
-        assert select.select([end], [], [], 30)[0], "the child outlives its parent"
-        os.close(end)
 
 
 @pytest.mark.parametrize("opening", ["opened", "refused", "failed"])

@@ -3,7 +3,6 @@
 Real client, node and tiers; the disk is simulated and the clock still. Does not cover: engines.
 """
 
-import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import cast
@@ -13,7 +12,6 @@ import pytest
 
 from kvstore.cell import Grid
 from kvstore.client import Samovar
-from kvstore.clock import ManualClock
 from kvstore.config import ClientConfig
 from kvstore.fs import LinuxFileSystem
 from kvstore.key import Chain, Tokens
@@ -22,8 +20,7 @@ from kvstore.plan import Plan
 from kvstore.routes import OneNode
 from kvstore.table import SlotState
 from kvstore.transport.local import LocalTransport
-from tests.behind_world import World, new_world
-from tests.nvme_world import MemoryCatalog, SimulatedDisk, Steps
+from tests.behind_world import World, empty_world
 from tests.property.client_world import Access
 from tests.property.client_world import World as ClientWorld
 from tests.unit.worker.fakes import ArrayRows
@@ -82,15 +79,13 @@ class Engines:
 @pytest.fixture
 def engines() -> Iterator[Engines]:
     with shared_folder() as folder:
-        steps, rng, clock = Steps(), random.Random(7), ManualClock()
-        disk, catalog = SimulatedDisk(steps, rng), MemoryCatalog(steps, rng)
-        world = new_world(folder, clock, disk, catalog, incarnation=1)
+        world = empty_world(folder)
         access = Access(cast(ClientWorld, world))
         routes = OneNode(
             access, LocalTransport.open(LinuxFileSystem(), folder), world.host.table, BLOCK
         )
-        with Samovar(routes, clock, ClientConfig()) as tier:
-            connector = Connector(tier, NAMESPACE, clock)
+        with Samovar(routes, world.clock, ClientConfig()) as tier:
+            connector = Connector(tier, NAMESPACE, world.clock)
             yield Engines(world, tier, connector)
             connector.close()
 
