@@ -147,6 +147,12 @@ class BlockingChannel:
         self._closed = True
 
 
+def _expire(answer: asyncio.Future[bytes]) -> None:
+    """Nobody waits for it any longer."""
+    if not answer.done():
+        answer.set_exception(TimeoutError())
+
+
 class AsyncChannel:
     """``grpc.aio.Channel``."""
 
@@ -160,35 +166,21 @@ class AsyncChannel:
     ) -> Callable[..., Any]:
         async def call(request: Any, timeout: float | None = None, metadata: object = None) -> Any:
             answer = _send(self._network, self._process, self._address, path, request, timeout)
-            if not await self._is_done(answer, timeout):
-                raise _late(self._address)
+            timer = None if timeout is None else self._process.call_later(timeout, _expire, answer)
             try:
-                return response_deserializer(answer.result())
+                return response_deserializer(await answer)
             except Refused:
                 raise _refused(self._address) from None
+            except TimeoutError:
+                raise _late(self._address) from None
+            finally:
+                if timer is not None:
+                    timer.cancel()
 
         return call
 
     unary_stream = BlockingChannel.unary_stream
     stream_stream = BlockingChannel.unary_stream
-
-    async def _is_done(self, answer: asyncio.Future[bytes], timeout_s: float | None) -> bool:
-        """``asyncio.wait`` for one."""
-        woken = self._process.create_future()
-
-        def wake(_: object = None) -> None:
-            if not woken.done():
-                woken.set_result(None)
-
-        answer.add_done_callback(wake)
-        timer = None if timeout_s is None else self._process.call_later(timeout_s, wake)
-        try:
-            await woken
-        finally:
-            if timer is not None:
-                timer.cancel()
-            answer.remove_done_callback(wake)
-        return answer.done()
 
     async def close(self) -> None:
         return
@@ -250,6 +242,7 @@ class SessionStream:
             if self._fault is not None or self._ended:
                 return
             self._up.send(request)
+        self._up.send(None)
 
     def _ping(self) -> None:
         if self._fault is not None or self._ended:
@@ -298,7 +291,7 @@ class _Served:
         self._down = Pipe(network, *self._back, stream.take, lambda: None)
 
     def hear(self, request: Any) -> None:
-        """A request has arrived; the first one begins the session."""
+        """A request has arrived, or ``None`` at their end; the first one begins the session."""
         if self._endpoint is None:
             self._endpoint = self._network.endpoint(self._address)
             if self._endpoint is None:
@@ -335,8 +328,8 @@ class _Served:
         self._down.send(None)
 
     async def _requests(self) -> AsyncIterator[Any]:
-        while True:
-            yield await self._heard.get()
+        while (request := await self._heard.get()) is not None:
+            yield request
 
     def _cancel(self) -> None:
         if self._task is not None and self._endpoint is not None:

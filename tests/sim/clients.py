@@ -28,8 +28,6 @@ PERSISTENT_READS = 8
 GET_DEADLINES_S = (0.3, 1.0, 5.0)
 DELETE_DEADLINE_S = 10.0
 TTLS_S = (0, 0, 0, 0, 2, 4)
-ALL_SESSIONS_S = 1.0
-"""After that a client has sessions with all nodes that answer."""
 KEEPING = 0.25
 """Of what a client does where it holds and erases."""
 HEADS_OF_MASK = {1: slice(0, 1), 2: slice(1, 2), 3: slice(0, 2)}
@@ -60,7 +58,6 @@ class SimClient:
         self._clock = clock
         self._random = world.scheduler.random
         self._address = ""
-        self._connected_s = 0.0
         self._keeper = Keeper(world, process, self._timed)
 
     def start(self) -> None:
@@ -84,7 +81,6 @@ class SimClient:
     def connect(self) -> Samovar | None:
         """A connection to the own machine's node, or to another one."""
         self._address = self._world.entry(self.process.machine)
-        self._connected_s = self._world.scheduler.now_s
         config = ClientConfig(address=(self._address,), host_id=self.process.machine)
         try:
             return self._timed(
@@ -166,6 +162,11 @@ class SimClient:
         graves.delete_ends(dug, not deleted.pending, True)
         self._say(f"delete {prompt.number} of {deleted.blocks}: pending {deleted.pending}")
 
+    def hold(self, prompt: Prompt, ttl_s: float, replicas: int) -> None:
+        """Have what there is of a prompt kept."""
+        assert self.tier is not None
+        self._keeper.hold(self.tier, prompt, ttl_s, replicas)
+
     def erase(self, tenant: str) -> None:
         """Have all that a tenant has stored out of reach."""
         assert self.tier is not None
@@ -207,13 +208,9 @@ class SimClient:
             self.get(prompt, mask, self._random.choice(GET_DEADLINES_S))
 
     def _is_erased(self, prompt: Prompt) -> bool:
-        """Whether it is of an epoch that everybody knows to be over.
-
-        Where the own node is left out of the map, it is the others' sessions that say so.
-        """
-        namespace, now_s = prompt.namespace, self._world.scheduler.now_s
-        is_known = namespace.tenant_epoch < self._world.epochs.known(namespace.tenant)
-        return is_known and now_s - self._connected_s > ALL_SESSIONS_S
+        """Whether it is of an epoch that everybody knows to be over."""
+        namespace = prompt.namespace
+        return namespace.tenant_epoch < self._world.epochs.known(namespace.tenant)
 
     def _timed(self, what: str, within_s: float, operation: Callable[[], Answer]) -> Answer:
         """An operation, which must end in time; time in which it was stopped does not count."""

@@ -110,6 +110,8 @@ class MachineDisk:
     def __init__(self, random: Random, extents: int, cells_max: int) -> None:
         self.extents = extents
         self.cells_max = cells_max
+        self.is_new = False
+        """Since no node has started on it."""
         self.refusals = Refusals(random)
         self.files = DiskFiles(self.refusals)
         self.slab = SimulatedDisk(self.refusals, random)
@@ -139,6 +141,7 @@ class MachineDisk:
 
     def replace(self) -> None:
         """Another disk, empty."""
+        self.is_new = True
         self.landing.clear()
         self.promised, self.rotten = {}, set()
         self.files = DiskFiles(self.refusals)

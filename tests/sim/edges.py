@@ -10,14 +10,13 @@ import mmap
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, ClassVar, Protocol, cast
-from unittest.mock import patch
 
 import grpc
 import numpy as np
 
-from kvstore import client, cluster_routes, reading
+from kvstore import client, cluster_routes, copier, reading, replication
 from kvstore.fs import FileSystem, Mapped
-from kvstore.rpc import cache_service, session
+from kvstore.rpc import cache_service, replicator, session
 from kvstore.table import SlotState
 from kvstore.tiers import start
 from kvstore.transport import local
@@ -31,8 +30,12 @@ from tests.sim.scheduler import Process, Scheduler, current
 CELL_BYTES = 2 * mmap.PAGESIZE
 """What most cells of the simulated prompts take: a page for the header, one for the payload."""
 
-DISK_POLL_S = 0.02
-"""Seldom enough that a call which waits for a slow disk costs little to simulate."""
+DISK_POLL_S, COPIES_IDLE_S = 0.02, 0.3
+"""Seldom enough that a call which waits for a slow disk, and looking for what is to be copied, cost
+little to simulate."""
+
+DECLINED_S, SURVEY_S = 3.0, 4.0
+"""A world is over before anybody is asked again after a minute."""
 
 
 class Surroundings(Protocol):
@@ -42,6 +45,8 @@ class Surroundings(Protocol):
     network: Network
     hesitation: float
     hesitated_s: float
+    replicates: bool
+    """Whether clients hold with replicas, and nodes copy what they hold."""
 
     def file_system(self, machine: str) -> FileSystem: ...
 
@@ -87,13 +92,14 @@ class WatchedNode(MappedNode):
     def writing(self, generation: int, offset: int, size_bytes: int) -> None:
         """Somebody writes there now, by right of the reservation of that generation."""
         records = self._table.slots
-        states = records["state"]
-        live = (states == SlotState.RESERVED) | (states == SlotState.COMMITTED)
-        live &= records["generation"] != generation
-        live &= records["offset"] < offset + size_bytes
-        live &= records["offset"] + records["size_bytes"] > offset
-        if live.any():
-            self.world.scheduler.fault(f"a write reached slot {np.flatnonzero(live)} of another")
+        others = np.flatnonzero(
+            (records["offset"] < offset + size_bytes)
+            & (records["offset"] + records["size_bytes"] > offset)
+            & (records["generation"] != generation)
+        )
+        for slot in others.tolist():
+            if int(records["state"][slot]) in (SlotState.RESERVED, SlotState.COMMITTED):
+                self.world.scheduler.fault(f"a write reached slot {slot} of another")
 
     def _hesitate(self) -> None:
         """Now and then the thread is put aside, or its whole process stopped."""
@@ -157,12 +163,19 @@ def simulated(
         (cluster_routes, "TcpTransport", transport),
         (client, "ThreadPoolExecutor", blocking.ThreadPoolExecutor),
         (reading, "wait", blocking.wait),
+        (copier, "LinuxFileSystem", file_system),
+        (copier, "TcpTransport", transport),
+        (copier, "MappedNode", watched),
+        (replication, "DECLINED_S", DECLINED_S),
+        (replication, "SURVEY_S", SURVEY_S),
         (start, "default_slots", _slots),
         (cache_service, "DISK_POLL_S", DISK_POLL_S),
+        (replicator, "IDLE_S", COPIES_IDLE_S),
         (local, "MappedNode", watched),
         (local, "write_header", watched.write_header),
     ]
     with ExitStack() as stack:
         for module, name, value in replaced:
-            stack.enter_context(patch.object(module, name, value))
+            stack.callback(setattr, module, name, getattr(module, name))
+            setattr(module, name, value)
         yield

@@ -14,20 +14,15 @@ class Epochs:
     def __init__(self) -> None:
         self.begun: Counter[str] = Counter()
         """How often each tenant's erasure was asked for: no epoch is above that."""
-        self._unanswered: Counter[str] = Counter()
         self._known: dict[str, int] = {}
 
     def erase_begins(self, tenant: str) -> None:
         """Somebody asks for it."""
         self.begun[tenant] += 1
-        self._unanswered[tenant] += 1
 
-    def erase_ends(self, tenant: str, epoch: int, everywhere: bool) -> bool:
-        """It was answered; whether no node will hear of an erasure of that tenant any more."""
-        self._unanswered[tenant] -= 1
-        if everywhere:
-            self._known[tenant] = max(self._known.get(tenant, 0), epoch)
-        return everywhere and not self._unanswered[tenant]
+    def erase_ends(self, tenant: str, epoch: int) -> None:
+        """It was answered by everybody."""
+        self._known[tenant] = max(self._known.get(tenant, 0), epoch)
 
     def known(self, tenant: str) -> int:
         """The epoch by which everybody goes, at least."""

@@ -19,6 +19,8 @@ from tests.sim.storage import StorageNode
 from tests.sim.vows import Asked, Vows, kept, lives_of
 
 HOLDS_S = (1.0, 3.0, 6.0)
+COPIED_S = (10.0, 40.0)
+"""Of holds with a replica: what ends soon is not copied."""
 SURE = 0.96
 """Of the time of a hold, which a node's clock measures."""
 EDITIONS = 3
@@ -68,9 +70,11 @@ class Keeper:
         elif choice < 0.35 and self._handles:
             self.release(tier, *self._handles.pop(random.randrange(len(self._handles))))
         else:
-            self.hold(tier, prompt, random.choice(HOLDS_S))
+            has_copy = self._world.replicates and random.random() < 0.7
+            ttl_s = random.choice(COPIED_S if has_copy else HOLDS_S)
+            self.hold(tier, prompt, ttl_s, 1 + has_copy)
 
-    def hold(self, tier: Samovar, prompt: Prompt, ttl_s: float) -> None:
+    def hold(self, tier: Samovar, prompt: Prompt, ttl_s: float, replicas: int) -> None:
         """Have what there is of a prompt kept."""
         world, tenant = self._world, prompt.namespace.tenant
         self._number += 1
@@ -79,15 +83,19 @@ class Keeper:
         asked = Asked(tenant, handle, begun_s + SURE * ttl_s, lives_of(nodes))
         held = self._timed(
             "hold", self._calls_s(4),
-            lambda: tier.hold(prompt.namespace, prompt.tokens, handle, ttl_s, prompt.boundaries),
+            lambda: tier.hold(
+                prompt.namespace, prompt.tokens, handle, ttl_s, prompt.boundaries, replicas
+            ),
         )  # fmt: skip
         self._say(f"hold {prompt.number} as {handle}: {held.outcome.name} {held.tokens}")
         if not held.granted:
             if world.scheduler.now_s - begun_s < CALL_DEADLINE_S:  # nobody was silent
-                self._check_over(tier, asked)
+                self._end(tier, asked)
             return
         self._handles.append((handle, tenant))
         nodes = world.alive_nodes()
+        if world.epochs.begun[tenant] > prompt.namespace.tenant_epoch:
+            return  # a node may hear of that erasure at any time
         if nodes and (count := world.vows.grant(asked, delivered(prompt, held.tokens), nodes)):
             world.scheduler.fault(f"{count} blocks of the hold {handle} are kept by no node")
 
@@ -100,7 +108,7 @@ class Keeper:
         )  # fmt: skip
         self._say(f"release {handle}: {released.found} {released.silent}")
         if not released.silent:
-            self._check_over(tier, asked)
+            self._end(tier, asked)
 
     def erase(self, tier: Samovar, tenant: str) -> None:
         """Have all that a tenant has stored out of reach."""
@@ -113,16 +121,21 @@ class Keeper:
             self._say(f"erase {tenant} unknown: {fault}")
             return
         self._say(f"erase {tenant}: epoch {erased.epoch} pending {erased.pending}")
-        if world.epochs.erase_ends(tenant, erased.epoch, erased.complete):
-            world.vows.erased(tenant)
+        if erased.complete:
+            world.epochs.erase_ends(tenant, erased.epoch)
 
-    def _check_over(self, tier: Samovar, asked: Asked) -> None:
-        """No node has such a promise; one that the client's map leaves out was not asked."""
+    def _end(self, tier: Samovar, asked: Asked) -> None:
+        """No node has such a promise; one that the client's map leaves out was not asked.
+
+        What another node carries of it ends when it asks, unless nobody could write that down.
+        """
         nodes = self._world.alive_nodes()
         if lives_of(nodes) != asked.lives or len(tier._routes.nodes) < len(nodes):
             return
         if left := kept(nodes, asked.tenant, asked.handle):
             self._world.scheduler.fault(f"the hold {asked.handle} is over, and {left} keep it")
+        if not any(node.machine.disk.refusals.faults for node in nodes):
+            self._world.vows.released(asked.handle)
 
     def _calls_s(self, rounds: int) -> float:
         """How long so many rounds of calls to all nodes may take."""

@@ -17,6 +17,9 @@ from typing import Any
 
 from tests.sim.scheduler import Process, Scheduler
 
+Work = Callable[["Endpoint"], Awaitable[Any]]
+"""What is to be done by whoever is called."""
+
 RETRY_S = 0.2
 GIVEN_UP_S = 2.0
 
@@ -77,27 +80,28 @@ class Network:
 
     def copies(self, source: str, target: str, repeatable: bool = False) -> list[float]:
         """The delays after which copies of a message arrive; none when it is lost."""
-        random, weather = self.scheduler.random, self.weather
+        chance, weather, down = self.scheduler.random.random, self.weather, self.down
         if source == target:
-            return [] if source in self.down else [random.uniform(0.0001, 0.0005)]
-        if source in self.down or target in self.down or (source, target) in self.cut:
+            return [] if source in down else [0.0001 + 0.0004 * chance()]
+        if source in down or target in down or (source, target) in self.cut:
             return []
-        if random.random() < weather.loss:
+        if not (weather.loss or weather.late or weather.doubled or self.slow_s):
+            return [(0.2 + 1.8 * chance()) * weather.delay_s]
+        if chance() < weather.loss:
             return []
         slow_s = self.slow_s.get(source, 0.0) + self.slow_s.get(target, 0.0)
-        count = 2 if repeatable and random.random() < weather.doubled else 1
+        count = 2 if repeatable and chance() < weather.doubled else 1
         delays = []
         for _ in range(count):
-            late = random.random() < weather.late
-            extra_s = random.uniform(0, weather.late_s) if late else 0.0
-            delays.append(random.uniform(0.2, 2.0) * weather.delay_s + slow_s + extra_s)
+            extra_s = chance() * weather.late_s if chance() < weather.late else 0.0
+            delays.append((0.2 + 1.8 * chance()) * weather.delay_s + slow_s + extra_s)
         return delays
 
     def call(
         self,
         source: Process,
         address: str,
-        work: Callable[[Endpoint], Awaitable[Any]] | None,
+        work: Work | None,
         repeatable: bool = False,
         label: str = "",
     ) -> asyncio.Future[Any]:
@@ -108,51 +112,76 @@ class Network:
         By its ``label`` a scene keeps a call from arriving: ``silenced`` names calls, or with
         " answer" their answers, ``held_up_s`` delays calls.
         """
-        answer = source.create_future()
-        target = self.machine(address)
+        call = _Call(self, source, address, work, repeatable, label)
+        if label not in self.silenced:
+            held_up_s = self.held_up_s.get(label, 0.0)
+            for delay_s in self.copies(source.machine, call.target, repeatable):
+                self.wire.call_later(delay_s + held_up_s, call.arrive)
+        return call.answer
 
-        def settle(value: object) -> None:
-            if not answer.done():
-                if isinstance(value, Refused):
-                    answer.set_exception(value)
-                else:
-                    answer.set_result(value)
 
-        def send_back(value: object) -> None:
-            if f"{label} answer" in self.silenced:
-                return
-            for delay_s in self.copies(target, source.machine, repeatable):
-                self.wire.call_later(delay_s, settle, value)
+class _Call:
+    """A call that is under way; each of its copies is served, the first answer counts."""
 
-        def arrive() -> None:
-            endpoint = self.endpoint(address)
-            if endpoint is None:
-                send_back(Refused(address))
+    __slots__ = (
+        "_address", "_label", "_network", "_repeatable", "_source", "_work", "answer", "target",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        network: Network,
+        source: Process,
+        address: str,
+        work: Work | None,
+        repeatable: bool,
+        label: str,
+    ) -> None:
+        self.answer: asyncio.Future[Any] = source.create_future()
+        self.target = network.machine(address)
+        self._network = network
+        self._source = source
+        self._address = address
+        self._work = work
+        self._repeatable = repeatable
+        self._label = label
+
+    def arrive(self) -> None:
+        """A copy is there. Whatever a process that stands still was sent waits with it."""
+        endpoint = self._network.endpoint(self._address)
+        if endpoint is None:
+            self._send_back(Refused(self._address))
+        elif self._work is None:
+            endpoint.process.call_soon(self._send_back, None)
+        else:
+            endpoint.process.at_death.append(self._reset)
+            endpoint.process.create_task(self._serve(endpoint, self._work))
+
+    async def _serve(self, endpoint: Endpoint, work: Work) -> None:
+        try:
+            self._send_back(await work(endpoint))
+        except Exception as error:
+            name = endpoint.process.name
+            self._network.scheduler.fault(f"{name} failed to answer: {error!r}")
+        endpoint.process.at_death.remove(self._reset)
+
+    def _reset(self) -> None:
+        """The process died that was to answer."""
+        if not self.answer.done():
+            self._send_back(Refused(self._address))
+
+    def _send_back(self, value: object) -> None:
+        network = self._network
+        if f"{self._label} answer" in network.silenced:
+            return
+        for delay_s in network.copies(self.target, self._source.machine, self._repeatable):
+            network.wire.call_later(delay_s, self._settle, value)
+
+    def _settle(self, value: object) -> None:
+        if not self.answer.done():
+            if isinstance(value, Refused):
+                self.answer.set_exception(value)
             else:
-                endpoint.process.call_soon(begin, endpoint)
-
-        def begin(endpoint: Endpoint) -> None:
-            if work is None:
-                send_back(None)
-                return
-            endpoint.process.at_death.append(reset)
-            endpoint.process.create_task(serve(endpoint, work))
-
-        def reset() -> None:
-            if not answer.done():
-                send_back(Refused(address))
-
-        async def serve(endpoint: Endpoint, work: Callable[[Endpoint], Awaitable[Any]]) -> None:
-            try:
-                send_back(await work(endpoint))
-            except Exception as error:
-                self.scheduler.fault(f"{endpoint.process.name} failed to answer: {error!r}")
-            endpoint.process.at_death.remove(reset)
-
-        delays = self.copies(source.machine, target, repeatable)
-        for delay_s in delays if label not in self.silenced else ():
-            self.wire.call_later(delay_s + self.held_up_s.get(label, 0.0), arrive)
-        return answer
+                self.answer.set_result(value)
 
 
 class Pipe:

@@ -19,6 +19,7 @@ from kvstore.table import SlotState
 from tests.sim.disk_promises import check_disk, disk_pending, readable_on_disk
 from tests.sim.prompts import BLOCK_TOKENS, GRID, Prompt
 from tests.sim.storage import StorageNode
+from tests.sim.vows import lives_of, names_of
 
 Name = tuple[bytes, int]
 Right = Mapping[Name, bytes]
@@ -90,6 +91,8 @@ def unsettled(nodes: Sequence[StorageNode | None], sessions: int) -> list[str]:
     epochs = {node.bulletin.now.map.epoch for node in alive}
     if len(epochs) > 1 or any(len(n.bulletin.now.map.nodes) != len(nodes) for n in alive):
         left.append(f"maps differ or are not whole: epochs {sorted(epochs)}")
+    elif any(_lives_in_map(node) != lives_of(alive) for node in alive):
+        left.append("the map names nodes in former lives")
     if left:
         return left
     for node in alive:
@@ -105,14 +108,19 @@ def unsettled(nodes: Sequence[StorageNode | None], sessions: int) -> list[str]:
     return [*left, *_directory(alive)]
 
 
+def _lives_in_map(node: StorageNode) -> dict[int, int]:
+    return {info.index: info.incarnation for info in node.bulletin.now.map.nodes}
+
+
 def _pending(node: StorageNode) -> list[str]:
     """What hangs on a node that nobody is using."""
     left = []
     tier, stats = node.node.tier, node.node.stats()
     if node.bulletin.now.unreachable:
         left.append(f"{sorted(node.bulletin.now.unreachable)} are unreachable")
-    if stats.leases or tier._pins.any():
-        left.append(f"{stats.leases} leases, {int(tier._pins.sum())} pins")
+    pins = _pins_for_nothing(node)
+    if stats.leases or pins:
+        left.append(f"{stats.leases} leases, {pins} pins that no hold has")
     if stats.host.reserved_cells:
         left.append(f"{stats.host.reserved_cells} cells are reserved")
     frontier = int(tier.table.header["frontier"])
@@ -130,6 +138,21 @@ def _pending(node: StorageNode) -> list[str]:
         if max(waiting, default=0) > WAITING_CHANGES_MAX:
             left.append(f"{max(waiting)} changes are waiting")
     return left
+
+
+def _pins_for_nothing(node: StorageNode) -> int:
+    """Beyond one for each cell that is promised; and for what is on its way to the disk while
+    that may be full of what is promised, so that it is tried again and again."""
+    tier, writes = node.node.tier, node.node.behind._writes
+    promised = {name for hold in node.node.life.holds._holds.values() for name in names_of(hold)}
+    cells = tier.table.slots["cell"]
+    held = [(tier.table.key_of(slot), int(cells[slot])) for slot in tier.held_slots().tolist()]
+    pinned = tier._pins[tier.held_slots()].tolist()
+    for_something = len(
+        [name for name, pins in zip(held, pinned, strict=True) if pins and name in promised]
+    )
+    under_way = len(writes._under_way) if promised else 0
+    return int(tier._pins.sum()) - for_something - under_way
 
 
 def _directory(nodes: Sequence[StorageNode]) -> list[str]:

@@ -5,6 +5,7 @@ prompts share prefixes, end inside blocks, and live in two namespaces. No bounda
 first 16 tokens: a shorter tail is found only by prompts that have those in common, too.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from random import Random
@@ -94,6 +95,11 @@ def prompts_of(random: Random, count: int) -> list[Prompt]:
         boundary = random.randint(min(BLOCK_TOKENS_MIN, len(text)), len(text))
         found.append(Prompt(number, random.choice(NAMESPACES), text, (boundary,)))
     return found
+
+
+def epochs_of(prompts: Iterable[Prompt]) -> dict[bytes, int]:
+    """Of which epoch of its tenant each of their blocks is."""
+    return {key: prompt.namespace.tenant_epoch for prompt in prompts for key, _, _ in prompt.blocks}
 
 
 def keys_behind(prompt: Prompt, start: int) -> list[bytes]:

@@ -3,7 +3,7 @@
     Scheduler   what happens next, in simulated time; every choice is drawn from one seed
     Event       something to be done at its time, unless it is cancelled
     Process     an asyncio event loop on it: the real coroutines of a storage node run there
-    Strand      blocking code (a client) as a coroutine: a thread that runs only while the
+    Strand      blocking code (a client) as a coroutine: a greenlet that runs only while the
                 scheduler waits for it, and hands back where it would block
 
 Exactly one thing runs at any moment, strands included, so a run is a function of its seed. A
@@ -12,19 +12,21 @@ even its ``finally`` blocks: its tasks stay referenced until the world ends.
 """
 
 import asyncio
-import heapq
 import itertools
-import threading
 import traceback
 from collections import deque
 from collections.abc import Callable
 from contextvars import Context
+from heapq import heappop, heappush
 from random import Random
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
+from greenlet import getcurrent, greenlet
 from xxhash import xxh3_64
 
 TRACE_SHOWN = 60
+
+Callback = Callable[..., object]
 
 
 class SimulationFailure(AssertionError):
@@ -65,23 +67,34 @@ class Scheduler:
         self.processes: list[Process] = []
         self.faults: list[str] = []
         self.over = False
-        self._queue: list[tuple[float, int, Process, Event]] = []
-        self._numbers = itertools.count()
+        self._queue: list[Event] = []
+        self._next = itertools.count().__next__
 
-    def put(self, when_s: float, process: "Process", event: "Event") -> None:
+    def put(
+        self, when_s: float, process: "Process", callback: Callback, args: tuple[Any, ...]
+    ) -> "Event":
         """Queue an event; equal times are taken in the order in which they came."""
-        now_s = self.now_s
-        entry = (when_s if when_s > now_s else now_s, next(self._numbers), process, event)
-        heapq.heappush(self._queue, entry)
+        if when_s < self.now_s:
+            when_s = self.now_s
+        event = Event((when_s, self._next(), process, callback, args))
+        heappush(self._queue, event)
+        return event
+
+    def put_again(self, event: "Event") -> None:
+        """Queue for now what could not be done when it was due."""
+        event[:2] = self.now_s, self._next()
+        heappush(self._queue, event)
 
     def run_until(self, stop_s: float) -> None:
         """Let time pass; raises ``SimulationFailure`` when something went wrong on the way."""
         queue, running = self._queue, None
         try:
             while queue and queue[0][0] <= stop_s:
-                self.now_s, _, process, event = heapq.heappop(queue)
-                if event.is_cancelled or not process.alive:
+                event = heappop(queue)
+                when_s, _, process, callback, args = event
+                if not process.alive or callback is None:
                     continue
+                self.now_s = when_s
                 if process.paused:
                     process.keep(event)
                     continue
@@ -89,7 +102,7 @@ class Scheduler:
                     running = process
                     asyncio._set_running_loop(process.loop)
                 try:
-                    event.callback(*event.args)
+                    callback(*args)
                 except Exception as error:
                     self.fault(f"{process.name} raised {error!r}")
                 if self.faults:
@@ -115,20 +128,18 @@ class Scheduler:
             process.end()
 
 
-class Event:
-    """Something that a process does at its time, unless it was cancelled: asyncio's own handles
-    cost three times as much, and there are thousands in a world."""
+class Event(list[Any]):
+    """Something that a process does at its time, unless it was cancelled: when, a number, who,
+    what, with which arguments.
 
-    __slots__ = ("args", "callback", "is_cancelled")
+    A list, because there are thousands in a world: asyncio's own handles cost four times as much.
+    """
 
-    def __init__(self, callback: Callable[..., object], args: tuple[Any, ...]) -> None:
-        self.callback = callback
-        self.args = args
-        self.is_cancelled = False
+    __slots__ = ()
 
     def cancel(self) -> None:
         """It is passed over when its time has come."""
-        self.is_cancelled = True
+        self[3] = None
 
 
 class Process:
@@ -169,32 +180,22 @@ class Process:
     def create_task(self, coro: Any, **options: Any) -> asyncio.Task[Any]:
         task: asyncio.Task[Any] = asyncio.Task(coro, loop=self.loop, **options)
         self._tasks.append(task)
-        if len(self._tasks) > 256:
-            self._tasks = [one for one in self._tasks if not one.done()]
         return task
 
-    def call_soon(
-        self, callback: Callable[..., object], *args: Any, context: Context | None = None
-    ) -> Event:
-        event = Event(callback, args)
-        self.scheduler.put(self.scheduler.now_s, self, event)
-        return event
+    def call_soon(self, callback: Callback, *args: Any, context: Context | None = None) -> Event:
+        scheduler = self.scheduler
+        return scheduler.put(scheduler.now_s, self, callback, args)
 
     def call_later(
-        self, delay: float, callback: Callable[..., object], *args: Any,
-        context: Context | None = None,
-    ) -> Event:  # fmt: skip
-        event = Event(callback, args)
-        self.scheduler.put(self.scheduler.now_s + delay, self, event)
-        return event
+        self, delay: float, callback: Callback, *args: Any, context: Context | None = None
+    ) -> Event:
+        scheduler = self.scheduler
+        return scheduler.put(scheduler.now_s + delay, self, callback, args)
 
     def call_at(
-        self, when: float, callback: Callable[..., object], *args: Any,
-        context: Context | None = None,
-    ) -> Event:  # fmt: skip
-        event = Event(callback, args)
-        self.scheduler.put(when, self, event)
-        return event
+        self, when: float, callback: Callback, *args: Any, context: Context | None = None
+    ) -> Event:
+        return self.scheduler.put(when, self, callback, args)
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         """Futures that nobody asked for their exception are normal where processes die."""
@@ -234,7 +235,7 @@ class Process:
             self.paused_s += self.scheduler.now_s - self._paused_at_s
             kept, self._kept = self._kept, []
             for event in kept:
-                self.scheduler.put(self.scheduler.now_s, self, event)
+                self.scheduler.put_again(event)
 
     def kill(self) -> None:
         """SIGKILL: what was on its way to others is on its way, nothing else happens here."""
@@ -277,17 +278,17 @@ class Strand:
         self.done: asyncio.Future[None] = process.create_future()
         self._scheduler = process.scheduler
         self._work = work
-        self._carrier: _Carrier | None = None
+        self._code: greenlet | None = None
 
     def resume(self) -> None:
         """Called by the scheduler: goes on until the strand blocks or ends."""
         if self.done.done():
             return
         before, self._scheduler.strand = self._scheduler.strand, self
-        if self._carrier is None:
-            self._carrier = _Carrier.take()
-            self._carrier.work = self._run
-        self._carrier.go()
+        if self._code is None:
+            self._code = greenlet(self._run)
+        self._code.parent = getcurrent()
+        self._code.switch()
         self._scheduler.strand = before
 
     def wait(self, future: "asyncio.Future[Any] | None", timeout_s: float | None) -> bool:
@@ -306,8 +307,8 @@ class Strand:
         if future is not None:
             future.add_done_callback(wake)
         timer = None if timeout_s is None else self.process.call_later(timeout_s, wake)
-        assert self._carrier is not None
-        self._carrier.hand_back()
+        assert self._code is not None
+        self._code.parent.switch()
         if timer is not None:
             timer.cancel()
         if self._scheduler.over:
@@ -316,8 +317,9 @@ class Strand:
 
     def unwind(self) -> None:
         """Let the code end; the world is over."""
-        while self._carrier is not None:
-            self._carrier.go()
+        while self._code is not None and not self._code.dead:
+            self._code.parent = getcurrent()
+            self._code.switch()
 
     def _run(self) -> None:
         try:
@@ -328,44 +330,8 @@ class Strand:
             where = "".join(traceback.format_tb(error.__traceback__)[-4:])
             self._scheduler.fault(f"{self.name} raised {error!r}\n{where}")
         finally:
-            self._carrier = None
             if not self._scheduler.over:
                 self.done.set_result(None)
-
-
-class _Carrier:
-    """A thread that carries one strand after the other; it runs only inside ``go``."""
-
-    idle: ClassVar[list["_Carrier"]] = []
-
-    def __init__(self) -> None:
-        self.work: Callable[[], None] = lambda: None
-        # Bare locks, taken by one thread and given back by the other: semaphores are slower.
-        self._mine, self._others = threading.Lock(), threading.Lock()
-        self._mine.acquire()
-        self._others.acquire()
-        threading.Thread(target=self._carry, name="simulated", daemon=True).start()
-
-    @classmethod
-    def take(cls) -> "_Carrier":
-        return cls.idle.pop() if cls.idle else cls()
-
-    def go(self) -> None:
-        """Called by the scheduler's thread: until the strand blocks or ends."""
-        self._mine.release()
-        self._others.acquire()
-
-    def hand_back(self) -> None:
-        """Called by the strand: until somebody calls ``go``."""
-        self._others.release()
-        self._mine.acquire()
-
-    def _carry(self) -> None:
-        self._mine.acquire()
-        while True:
-            self.work()
-            _Carrier.idle.append(self)
-            self.hand_back()
 
 
 def current(scheduler: Scheduler) -> Strand:

@@ -15,6 +15,7 @@ from kvstore.directory import Directory
 from kvstore.errors import ConfigError
 from kvstore.lasting import Lasting
 from kvstore.node import Node
+from kvstore.replication import Pace
 from kvstore.rpc.bulletin import Bulletin
 from kvstore.rpc.cache_service import CacheService
 from kvstore.rpc.cluster_service import ClusterService
@@ -22,21 +23,25 @@ from kvstore.rpc.directory_service import DirectoryService
 from kvstore.rpc.life_service import LifeService
 from kvstore.rpc.neighbourhood import Neighbourhood
 from kvstore.rpc.peer import Peer
+from kvstore.rpc.replicator import Replicator
 from kvstore.tiers.behind import Behind
 from kvstore.tiers.host import HostTier
 from kvstore.tiers.nvme.tier import NvmeTier
 from kvstore.tiers.start import open_tier
+from tests.sim.copiers import SimCopier
 from tests.sim.disks import DiskWork, MachineDisk
-from tests.sim.edges import Surroundings, WatchedNode, watched_in
+from tests.sim.edges import CELL_BYTES, Surroundings, WatchedNode, watched_in
 from tests.sim.memory import MachineClock, MemoryFileSystem
 from tests.sim.network import Endpoint, Network
 from tests.sim.scheduler import Process, Scheduler
 
-TICK_S = 0.12
-BEAT_S = 0.12
-ANNOUNCE_S = 0.2
+TICK_S = 0.18
+BEAT_S = 0.18
+ANNOUNCE_S = 0.25
 HOLD_SHARE = 0.4
 """Of an arena, for one tenant: the arenas here are small."""
+PACE = Pace(bytes_per_s=40 * CELL_BYTES, grace_s=2.0)
+"""Of copies: slow, so that much happens meanwhile."""
 ARENA_FOLDER = Path("/arena")
 FOLDER = Path("/node")
 
@@ -116,13 +121,15 @@ class StorageNode:
         self._bulk_address = f"{machine.name}:{9000 + machine.incarnation}"
         self.nvme: NvmeTier | None = None
         self._work: DiskWork | None = None
+        self._copier: SimCopier | None = None
         mapped = watched_in(world).map(machine.fs, ARENA_FOLDER)
         behind = self._behind(world, tier, mapped)
         lasting = Lasting(machine.disk.files, FOLDER)
         hold_bytes = int(HOLD_SHARE * machine.arena_bytes)
         self.node = Node(
-            identity, tier, machine.clock, behind=behind, lasting=lasting, hold_bytes=hold_bytes
-        )
+            identity, tier, machine.clock, behind=behind, lasting=lasting, hold_bytes=hold_bytes,
+            pace=PACE,
+        )  # fmt: skip
         self.directory = Directory()
         self.bulletin = Bulletin(ClusterMap(0, ()))
         self.neighbourhood = Neighbourhood(
@@ -143,11 +150,26 @@ class StorageNode:
         self.process.every(TICK_S, self.node.tick)
         self.process.every(BEAT_S, self.neighbourhood.beat)
         self.process.every(ANNOUNCE_S, self.neighbourhood.announce)
+        if world.replicates:
+            self._copy()
 
     @property
     def disk_process(self) -> Process | None:
         """Where its disk work is done, if that lives."""
         return None if self._work is None else self._work.process
+
+    @property
+    def copier_process(self) -> Process | None:
+        """Which sends copies, if it lives."""
+        return None if self._copier is None else self._copier.process
+
+    def _copy(self) -> None:
+        machine, name = self.machine, f"copier{self.index}.{self.machine.incarnation}"
+        self._copier = SimCopier(
+            self.process, self.control, ARENA_FOLDER, machine.clock, lambda: machine.process(name)
+        )
+        replicator = Replicator(self.node, self.neighbourhood, self.bulletin, self._copier)
+        self.process.create_task(replicator.run())
 
     def _behind(self, world: Surroundings, tier: HostTier, mapped: WatchedNode) -> Behind:
         machine, disk = self.machine, self.machine.disk

@@ -4,14 +4,16 @@
 at its end everything must hold that must hold at the end of any world.
 """
 
+import errno
 from functools import partial
 
 import pytest
 
+from kvstore.plan import Stored
 from kvstore.tiers.tier import Refusal
 from tests.sim.clients import SimClient
 from tests.sim.disk_promises import readable_on_disk
-from tests.sim.prompts import Prompt, delivered
+from tests.sim.prompts import Prompt, Rows, delivered
 from tests.sim.trouble import flip_bit
 from tests.sim.world import FAR, World
 from tests.worlds import new_cell
@@ -133,6 +135,68 @@ def test_clients_of_a_node_that_the_map_leaves_out_hear_of_an_erasure_from_other
             client.process.start("read", partial(read, client))
         world.scheduler.run_until(world.scheduler.now_s + 3.0)
         assert found == [len(prompt.tokens) - 1, 0, 0]
+
+    world.play(scene)
+
+
+@pytest.mark.parametrize("delay_s", [0.02, 0.05, 0.2])
+def test_a_client_that_comes_to_a_node_that_the_map_leaves_out_knows_of_an_erasure_at_once(
+    delay_s: float,
+) -> None:
+    world = World(4, machines=2)
+    prompt = max(world.prompts, key=lambda one: len(one.tokens))
+    found: list[int] = []
+    stored: list[Stored] = []
+
+    def come(client: SimClient) -> None:
+        tier = client.tier
+        assert tier is not None
+        found.append(tier.longest_prefix(prompt.namespace, prompt.tokens).tokens)
+        stored.append(tier.put(prompt.namespace, prompt.tokens, Rows(prompt.kv, slice(0, 2))))
+        found.append(client.get(prompt, 3, 1.0))
+
+    def scene() -> None:
+        world.act("m0", partial(SimClient.put, prompt=prompt, mask=3, start=0, ttl_s=0))
+        world.start_coordinator([0])
+        world.scheduler.run_until(world.scheduler.now_s + 3.0)
+        world.act("m0", lambda client: client.erase(prompt.namespace.tenant))
+        assert world.epochs.known(prompt.namespace.tenant) == 1
+        world.network.weather.delay_s = delay_s
+        world.act("m1", come)
+        assert found == [0, 0]
+        assert (stored[0].stored, stored[0].present) == (0, 0)
+
+    world.play(scene)
+
+
+def test_a_node_that_cannot_read_which_tenants_were_erased_remembers_it_all_the_same() -> None:
+    world = World(6, machines=1)
+    disk, prompt = world.machines[0].disk, max(world.prompts, key=lambda one: len(one.tokens))
+    tenant = prompt.namespace.tenant
+    found: list[int] = []
+
+    def come(client: SimClient) -> None:
+        client.put(prompt, mask=3, start=0, ttl_s=0)
+        found.append(client.get(prompt, 3, 1.0))
+
+    def scene() -> None:
+        world.act("m0", come)
+        world.act("m0", lambda client: client.erase(tenant))
+        node = world.node(0)
+        assert node is not None
+        disk.refusals.faults, disk.refusals.share = {"file": errno.EIO}, 1.0
+        node.process.kill()
+        world.scheduler.run_until(world.scheduler.now_s + 3.0)
+        world.act("m0", come)
+        world.act("m0", lambda client: client.erase(tenant))
+        assert world.epochs.known(tenant) == 1, "it can't say which epoch begins"
+        disk.heal()
+        world.scheduler.run_until(world.scheduler.now_s + 3.0)
+        world.act("m0", come)
+        world.act("m0", lambda client: client.erase(tenant))
+        assert found[0] > 0
+        assert found[1:] == [0, 0]
+        assert world.epochs.known(tenant) == 2
 
     world.play(scene)
 

@@ -15,8 +15,8 @@ from tests.sim.many import run_many
 from tests.sim.scheduler import SimulationFailure
 from tests.sim.world import World
 
-SEEDS_EACH = 500
-FAST_SEEDS = 1_000
+SEEDS_EACH = 250
+FAST_SEEDS = 2_000
 SLOW_SEEDS = 6_000
 ROOT = Path(__file__).parents[2]
 

@@ -56,6 +56,8 @@ class Trouble:
             self._kill_disk_process, self._pause_disk_process, self._slow_disk, self._fail_disk,
             self._take_disk_away, self._rot_disk, self._lose_catalog, self._replace_disk,
         ]  # fmt: skip
+        if world.replicates:
+            kinds += [self._kill_copier, self._pause_copier]
         count = self._random.choice([0, 1, 2, 3, 5, len(kinds)])
         self._kinds = self._random.sample(kinds, count)
         self._pause_s = self._random.choice([0.2, 0.5, 1.5])
@@ -195,6 +197,20 @@ class Trouble:
         if process is not None:
             self._pause(process)
 
+    def _kill_copier(self) -> None:
+        process = self._copier()
+        if process is not None:
+            process.kill()
+
+    def _pause_copier(self) -> None:
+        process = self._copier()
+        if process is not None:
+            self._pause(process)
+
+    def _copier(self) -> Process | None:
+        node = self._node()
+        return None if node is None else node.copier_process
+
     def _slow_disk(self) -> None:
         disk = self._disk()
         disk.took_s = self._random.choice([(0.005, 0.05), (0.05, 0.5), (0.3, 3.0)])
@@ -246,6 +262,7 @@ class Trouble:
             machine.disk.replace()
             self._world.graves.disk_lost()
             self._world.epochs.disk_lost()
+            self._world.vows.disk_lost()
 
     def _kill_client(self) -> None:
         if self._world.clients:

@@ -4,15 +4,16 @@
     released, deleted, its tenant erased, found damaged        over before that
     its machine lost its memory or its disk                    that machine keeps nothing any more
 
-A block that was ever to be deleted is in no vow: a node may hear of the delete at any time. So is
-a tenant that was erased, until everybody knows. What is declined or over leaves nothing behind:
-``tests.sim.keeper`` looks at once, and pins that nobody has are found when the world settles.
+A block that was ever to be deleted is in no vow: a node may hear of the delete at any time. Nor is
+one of an epoch after which its tenant was to be erased. What is declined or over leaves nothing
+behind: ``tests.sim.keeper`` looks at once, and pins that nobody has are found when the world
+settles.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from kvstore.hold import distinct_bytes
+from kvstore.hold import Hold, distinct_bytes
 from kvstore.tenants import tenant_digest
 from kvstore.tiers.nvme.spill import Phase
 from tests.sim.disk_promises import readable_on_disk
@@ -48,13 +49,12 @@ class Vows:
         self._vows: dict[str, Vow] = {}
         self._deleted: set[bytes] = set()
         self._damaged: set[Name] = set()
-        self._erasing: set[str] = set()
+        self._ending: set[str] = set()
+        self._over: set[str] = set()
 
     def grant(self, asked: Asked, keys: Iterable[bytes], nodes: Sequence[StorageNode]) -> int:
         """It was promised just now; of how many blocks no node knows of that."""
         self.granted += 1
-        if asked.tenant in self._erasing:
-            return 0
         vow = Vow(asked, {node.index: _promised(node, asked) for node in nodes})
         self._vows[asked.handle] = vow
         self._drop_lost()
@@ -64,9 +64,31 @@ class Vows:
         lost = self._deleted | {key for key, _ in self._damaged}
         return sum(key not in there and key not in lost for key in keys)
 
+    def add(self, name: str, vow: Vow) -> None:
+        """Another one, or a newer one, of that name."""
+        self._vows[name] = vow
+
     def release(self, handle: str) -> None:
         """It may be over from now on."""
-        self._vows.pop(handle, None)
+        self._ending.add(handle)
+        others = {h: vow for h, vow in self._vows.items() if vow.asked.handle != handle}
+        self._vows = others
+
+    def released(self, handle: str) -> None:
+        """Some node at least has ended it, and will remember."""
+        self._over.add(handle)
+
+    def is_over(self, handle: str) -> bool:
+        """Whether nobody may keep it for good."""
+        return handle in self._over
+
+    def is_ending(self, handle: str) -> bool:
+        """Whether some nodes may have ended it by now."""
+        return handle in self._ending
+
+    def lasting(self, names: set[Name]) -> set[Name]:
+        """Those of some cells that nobody has deleted, or found damaged."""
+        return {name for name in names - self._damaged if name[0] not in self._deleted}
 
     def delete(self, keys: Iterable[bytes]) -> None:
         """Blocks are being deleted."""
@@ -79,14 +101,9 @@ class Vows:
         self._drop_lost()
 
     def erase(self, tenant: str) -> None:
-        """A tenant is being erased: nodes end its promises as they hear of it."""
-        self._erasing.add(tenant)
+        """A tenant is being erased: nodes end its promises of before as they hear of it."""
         others = {h: vow for h, vow in self._vows.items() if vow.asked.tenant != tenant}
         self._vows = others
-
-    def erased(self, tenant: str) -> None:
-        """Everybody has heard of all its erasures."""
-        self._erasing.discard(tenant)
 
     def lose(self, machine: int) -> None:
         """A machine has lost its memory, or its disk."""
@@ -96,6 +113,11 @@ class Vows:
     def forget(self) -> None:
         """A clock was set: until when promises last is another question now."""
         self._vows.clear()
+        self._over.clear()
+
+    def disk_lost(self) -> None:
+        """A node may have forgotten what was released."""
+        self._over.clear()
 
     def broken(self, node: StorageNode) -> list[str]:
         """What a node does not keep of what it must, or more than it may."""
@@ -117,8 +139,7 @@ class Vows:
     def _drop_lost(self) -> None:
         for vow in self._vows.values():
             for machine, names in vow.names.items():
-                left = {name for name in names - self._damaged if name[0] not in self._deleted}
-                vow.names[machine] = left
+                vow.names[machine] = self.lasting(names)
 
 
 def kept(nodes: Iterable[StorageNode], tenant: str, handle: str) -> list[str]:
@@ -132,12 +153,21 @@ def lives_of(nodes: Iterable[StorageNode]) -> dict[int, int]:
     return {node.index: node.machine.incarnation for node in nodes}
 
 
-def _promised(node: StorageNode, asked: Asked) -> set[Name]:
-    hold = node.node.life.holds._holds.get((tenant_digest(asked.tenant), asked.handle, ""))
-    if hold is None:
-        return set()
+def names_of(hold: Hold) -> set[Name]:
+    """The cells that a hold is about."""
     cells = hold.cells.tolist()
     return {(key.tobytes(), cell) for key, cell in zip(hold.keys, cells, strict=True)}
+
+
+def promised(node: StorageNode, tenant: bytes, handle: str) -> set[Name]:
+    """The cells that a node has promised to keep under a handle, itself or for other nodes."""
+    holds = node.node.life.holds._holds.values()
+    mine = [hold for hold in holds if (hold.tenant, hold.handle) == (tenant, handle)]
+    return {name for hold in mine for name in names_of(hold)}
+
+
+def _promised(node: StorageNode, asked: Asked) -> set[Name]:
+    return promised(node, tenant_digest(asked.tenant), asked.handle)
 
 
 def _alive(node: StorageNode) -> set[Name]:

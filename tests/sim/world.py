@@ -5,7 +5,8 @@
 
 ``run`` raises ``SimulationFailure`` with the last events; a seed is repeated with
 ``python -m pytest tests/sim --sim-seed=SEED``. In two worlds of five clients also hold prompts, and
-erase tenants: what they are promised is in ``tests.sim.vows`` and ``tests.sim.epochs``.
+erase tenants: what they are promised is in ``tests.sim.vows`` and ``tests.sim.epochs``. In one of
+ten they hold with replicas: what must become of the copies is in ``tests.sim.copies``.
 """
 
 import logging
@@ -20,6 +21,7 @@ from kvstore.tenants import tenant_digest
 from tests.sim.bulk import SimBulk
 from tests.sim.clients import SimClient
 from tests.sim.coordination import start_coordinator
+from tests.sim.copies import Copies
 from tests.sim.disks import MachineDisk
 from tests.sim.edges import CELL_BYTES, simulated
 from tests.sim.epochs import Epochs
@@ -28,21 +30,25 @@ from tests.sim.keeper import EDITIONS
 from tests.sim.memory import MachineClock, MemoryFileSystem
 from tests.sim.network import Network
 from tests.sim.promises import check_node, names_held, readable, right_payloads, unsettled
-from tests.sim.prompts import Prompt, prompts_of
+from tests.sim.prompts import Prompt, epochs_of, prompts_of
 from tests.sim.scheduler import Process, Scheduler, SimulationFailure
 from tests.sim.storage import Machine, StorageNode
 from tests.sim.trouble import Trouble
 from tests.sim.vows import Vows
 
-START_S = 1.2
+START_S = 0.6
 SETTLED_WITHIN_S = 25.0
 LAST_PUT_WITHIN_S = 45.0
 CHECK_S = 1.0
 ACT_WITHIN_S = 60.0
+READ_LOOK_S = 0.05
 FAR = "far"
 ROOMY_BYTES = 200 * CELL_BYTES
-KEEPING_WORLDS = (2, 4)
-"""Of five, by their seeds: in these clients hold prompts, and erase tenants."""
+REPLICATED_CELLS = 12
+"""Of an arena at least, where holds have replicas: in smaller ones there is no budget for any."""
+KEEPING_WORLDS, COPYING_WORLDS = (2, 4, 7, 9), (7,)
+"""Of ten, by their seeds: in these clients hold prompts, and erase tenants; in these of them they
+hold with replicas, too."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,7 @@ class Ran:
 class World:
     """A cluster of a few machines, made by a seed."""
 
-    def __init__(self, seed: int, machines: int = 0) -> None:
+    def __init__(self, seed: int, machines: int = 0, replicates: bool = False) -> None:
         """``machines`` other than 0: so many, with room for everything and without trouble."""
         random = Random(seed)
         self.scheduler = Scheduler(random)
@@ -74,18 +80,22 @@ class World:
         self.deletes = random.choice([0.0, 0.03, 0.15])
         self._restarts = random.random() < 0.4
         self.vows, self.epochs = Vows(), Epochs()
-        self.keeps = not machines and seed % 5 in KEEPING_WORLDS
+        self.keeps = not machines and seed % 10 in KEEPING_WORLDS
+        self.replicates = replicates or (not machines and seed % 10 in COPYING_WORLDS)
         epochs = range(1, EDITIONS if self.keeps else 1)
         self._editions = {
             (p.number, epoch): p.edition(epoch) for p in self.prompts for epoch in epochs
         }
-        self._right = right_payloads([*self.prompts, *self._editions.values()])
+        every = [*self.prompts, *self._editions.values()]
+        self._right = right_payloads(every)
+        self.copies = Copies(self.vows, self.epochs, epochs_of(every))
         self._moves = random.random() < 0.3
         self._disks = random.choice([0.0, 0.5, 1.0, 1.0])
         self._nodes: dict[int, StorageNode] = {}
         self._clocks = {FAR: MachineClock(self.scheduler, 3.0, 1.0)}
         self._client_number = 0
         count = machines or random.choice([1, 2, 2, 3, 3, 4])
+        count = max(count, 2) if self.replicates else count
         self.machines = [self._machine(index) for index in range(count)]
         self.coordinator = Process(self.scheduler, "coordinator", "")
         self._trouble = Trouble(self, START_S + random.choice([2.0, 4.0, 6.0]))
@@ -177,8 +187,11 @@ class World:
                 return
             self.scheduler.say(node.process.name, f"adopted {node.node.tier.stats.adopted}")
             if self.machines[index].disk.refusals.faults:
-                # It may not have been able to read what it had promised, and which epochs it knew.
+                # It may not have been able to read what it had promised, and what was released.
                 self.vows.lose(index)
+                self.vows.disk_lost()
+            if self.machines[index].disk.is_new:
+                self.machines[index].disk.is_new = False
                 self.epochs.disk_lost()
             self._nodes[index] = node
 
@@ -190,8 +203,13 @@ class World:
         self.clients.append(self._client())
         self.clients[-1].start()
 
-    def act(self, machine: str, work: Callable[[SimClient], object]) -> None:
-        """Have a new, connected client do something, until it is done; it stays connected."""
+    def act(
+        self, machine: str, work: Callable[[SimClient], object], look_s: float = CHECK_S / 2
+    ) -> None:
+        """Have a new, connected client do something, until it is done; it stays connected.
+
+        Whether it is done is looked at every ``look_s``.
+        """
         client = self._client(machine)
         self.clients.append(client)
 
@@ -201,7 +219,12 @@ class World:
             work(client)
 
         strand = client.process.start(f"{client.process.name}/act", connected)
-        self._wait_for(lambda: [] if strand.done.done() else ["a client's work"], ACT_WITHIN_S)
+        until_s = self.scheduler.now_s + ACT_WITHIN_S
+        while not strand.done.done():
+            if self.scheduler.now_s >= until_s:
+                raise SimulationFailure(f"{strand.name} does not end")
+            self.scheduler.run_until(self.scheduler.now_s + look_s)
+        self._check_nodes()
 
     # The story.
 
@@ -253,8 +276,14 @@ class World:
 
     def _unsettled(self) -> list[str]:
         nodes = [self.node(index) for index in range(self._trouble.last_count)]
-        # One connection to each node, and one to enter by.
-        return unsettled(nodes, len(self._alive()) * (len(self.machines) + 1))
+        # One connection to each node, and one to enter by; the process that copies has them, too.
+        sessions = len(self._alive()) * (len(self.machines) + 1)
+        sessions += len(nodes) * len(self.machines) if self.replicates else 0
+        left = unsettled(nodes, sessions)
+        alive = [node for node in nodes if node is not None]
+        if self.replicates and not left:
+            left += self.copies.unsettled(alive, len(nodes) == len(self.machines))
+        return left
 
     def _read_everything(self) -> None:
         """New clients, on the first machine and far away, get all that is held."""
@@ -276,7 +305,7 @@ class World:
             ) -> None:
                 found.update(client.read_all(prompts, expected, 3))
 
-            self.act(machine, read_all)
+            self.act(machine, read_all, READ_LOOK_S)
             still = readable(nodes, prompts, self.flipped)
             for number, tokens in found.items():
                 if tokens < min(expected[number], still[number]):
@@ -321,6 +350,8 @@ class World:
                     raise SimulationFailure(fault)
                 for fault in self.vows.broken(node) if self.keeps else ():
                     raise SimulationFailure(f"{node.process.name}: {fault}")
+        for fault in self.copies.broken(self.alive_nodes()) if self.replicates else ():
+            raise SimulationFailure(fault)
 
     def _machine(self, index: int) -> Machine:
         random = self.scheduler.random
@@ -329,6 +360,7 @@ class World:
         self._clocks[f"m{index}"] = clock
         has_disk = random.random() < self._disks
         cells = random.choice([6, 8, 12, 20] if has_disk else [6, 12, 20, 60])
+        cells = max(cells, REPLICATED_CELLS) if self.replicates else cells
         fs = MemoryFileSystem(random)
         disk = MachineDisk(random, random.choice([2, 4, 8]), random.choice([9, 40]))
         return Machine(index, self.scheduler, cells * CELL_BYTES, clock, fs, disk, has_disk)
