@@ -185,12 +185,15 @@ def test_touching_a_cell_of_the_arena_makes_its_copy_live_on(world: World) -> No
     assert world.below(0)
 
 
-def test_no_more_is_written_in_a_day_than_is_allowed(world: World) -> None:
-    world.node = Node(
-        world.node.identity, world.host, world.clock,
-        behind=Behind(world.host, world.nvme, world.clock, daily_bytes=5 * PAGE),
-    )  # fmt: skip
+def bound_writes(world: World, daily_bytes: int) -> None:
+    """Drive the same tiers by a node whose disk takes so much in a day."""
+    behind = Behind(world.host, world.nvme, world.clock, daily_bytes=daily_bytes)
+    world.node = Node(world.node.identity, world.host, world.clock, behind=behind)
     world.session = world.node.open_session()
+
+
+def test_no_more_is_written_in_a_day_than_is_allowed(world: World) -> None:
+    bound_writes(world, daily_bytes=5 * PAGE)
     world.fill(range(12))
     assert world.nvme.stats.stored == 2
     world.clock.advance(24 * 3600)
@@ -199,11 +202,7 @@ def test_no_more_is_written_in_a_day_than_is_allowed(world: World) -> None:
 
 
 def test_what_finds_no_room_on_the_disk_is_none_of_a_days_writes(world: World) -> None:
-    world.node = Node(
-        world.node.identity, world.host, world.clock,
-        behind=Behind(world.host, world.nvme, world.clock, daily_bytes=40 * PAGE),
-    )  # fmt: skip
-    world.session = world.node.open_session()
+    bound_writes(world, daily_bytes=40 * PAGE)
     world.fill(range(18))
     stats = world.nvme.stats
     assert stats.held_cells == stats.stored == SLOTS
