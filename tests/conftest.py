@@ -12,6 +12,11 @@ from pathlib import Path
 
 import pytest
 
+# Helpers assert as well; what they found is to be said, and not only that it was wrong.
+pytest.register_assert_rewrite(
+    *(f"tests.{path.stem}" for path in Path(__file__).parent.iterdir() if path.stem != "conftest")
+)
+
 ENGINE_MODULES = ("torch", "transformers")
 CLUSTER_MODULES = ("ray",)
 

@@ -59,12 +59,8 @@ class Scene:
     @contextmanager
     def engine(self, tier: Connecting, index: int) -> Iterator[TransformersEngine]:
         """An engine on the host of node ``index``."""
-        with tier.connect(index) as client:
-            connector = Connector(client, self.namespace, SystemClock())
-            engine = TransformersEngine(self.model, ManualClock(), connector, CAPACITY)
+        with tier.connect(index) as client, self._engine_of(client) as engine:
             yield engine
-            engine.close()
-            connector.close()
 
     def own_hit(self) -> tuple[Completion, torch.Tensor]:
         """The second prompt, continued in the cache that the first one left."""
@@ -88,10 +84,11 @@ class Scene:
     def assert_warm(self, tier: Connecting, index: int, source: str) -> None:
         """Warm on node ``index`` with all shared tokens from ``source``; the bits of an own hit."""
         with tier.connect(index) as client:
+            # The same client as then asks: a first contact may take too long for its answer.
             eventually(lambda: self.found(client) == self.boundary)
-        with self.engine(tier, index) as reader:
-            warm = reader.generate(self.second, NEW_TOKENS, boundaries=[self.boundary])
-            logits = reader.prefill_logits
+            with self._engine_of(client) as reader:
+                warm = reader.generate(self.second, NEW_TOKENS, boundaries=[self.boundary])
+                logits = reader.prefill_logits
         report = warm.report
         cached = {
             "local": report.local_tokens, "remote": report.remote_tokens, "nvme": report.nvme_tokens
@@ -107,6 +104,14 @@ class Scene:
     def found(self, client: Samovar) -> int:
         plan = client.longest_prefix(self.namespace, self.second, [self.boundary])
         return int(plan.tokens)
+
+    @contextmanager
+    def _engine_of(self, client: Samovar) -> Iterator[TransformersEngine]:
+        connector = Connector(client, self.namespace, SystemClock())
+        engine = TransformersEngine(self.model, ManualClock(), connector, CAPACITY)
+        yield engine
+        engine.close()
+        connector.close()
 
 
 def assert_same_answer(warm: Completion, cold: Completion) -> None:
