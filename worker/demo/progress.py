@@ -4,6 +4,7 @@
     rounds   something is done a number of times
     watch    something grows by itself until there is enough of it
     settle   something changes by itself until it rests; patience is bounded, as with ``watch``
+    pause    nothing is done for a moment
 
 Does not cover: what comes of it all (``worker.demo.report``).
 """
@@ -97,6 +98,10 @@ class Show:
             before, found = found, measure()
             if found != before:
                 rested = Deadline.after(self._clock, rest_s)
+
+    def pause(self, pause_s: float) -> None:
+        """Do nothing for so long, between two things that are not to touch."""
+        self._pause.wait(pause_s)
 
     def _begin(self, words: str, total: int | None) -> None:
         self._console.log(words)

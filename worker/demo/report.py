@@ -7,7 +7,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from worker.demo.story import QUIET_S, Story
+from worker.demo.story import BETWEEN_S, QUIET_S, Story
 from worker.demo.worker_process import WorkerAnswer
 from worker.engines.answer import Report
 
@@ -77,8 +77,8 @@ def show(story: Story, console: Console) -> None:
     )
     console.print(
         "The samples behind the medians were taken in turns, once no node had written a block to "
-        f"its disk for {QUIET_S:g} s, and each right behind an answer to the first question. B's "
-        "first answer was not: it is what made node 1 write the contract."
+        f"its disk for {QUIET_S:g} s, and each {BETWEEN_S:g} s behind an answer to the first "
+        "question. B's first answer was not: it is what made node 1 write the contract."
     )
     console.print(
         f"After the restart the first token came {cold_s / restarted.ttft_s:.1f} times sooner, "

@@ -5,7 +5,7 @@
                               used twice now, the contract is written to node 1's disk
     A and B in turns          once the disks rest: A from its own cache, the own hit, and B from
                               the tier, its cache emptied and the question deleted, several times,
-                              each right behind an answer to the first question
+                              each soon behind an answer to the first question
     worker C, no tier         answers it without any cache: cold, the reference
     node 1 is killed          B, its cache emptied, answers again: from scratch, and the same
     the machine "restarts"    everything is killed and the shared memory discarded; the tier is
@@ -27,6 +27,9 @@ ROUNDS = 7
 """Odd, so that a median is one of the samples."""
 QUIET_S = 0.5
 """Without a write for so long, a disk is at rest."""
+BETWEEN_S = 0.02
+"""From the end of an answer to the next question. Before that, threads of PyTorch's that have
+nothing to do any more still spin on every processor, which is a matter of the engine's alone."""
 DISK_PATIENCE_S = 120.0
 FOUND_PATIENCE_S = 60.0
 
@@ -147,8 +150,8 @@ def _in_turns(
 ) -> tuple[tuple[WorkerAnswer, ...], tuple[WorkerAnswer, ...]]:
     """Own hits and warm answers to the second question, while the disks rest.
 
-    Each comes right behind an answer to the first question, as under traffic: a processor that
-    has just been idle takes its time.
+    Each comes ``BETWEEN_S`` behind an answer to the first question, as under traffic: a processor
+    that has been idle for longer takes its time.
     """
     first, second = prompts
     own_hits, warms = [], []
@@ -158,6 +161,7 @@ def _in_turns(
         # Else it would still have the whole second question, and nothing to run.
         reader.ask(first, new_tokens=1)
         reader.flush()
+        show.pause(BETWEEN_S)
         own_hits.append(reader.ask(second, new_tokens))
         reader.flush()
         asker.delete_question(second)  # else the tier would have it too by now
@@ -165,6 +169,7 @@ def _in_turns(
         asker.forget()
         asker.ask(first, new_tokens=1)
         asker.forget()
+        show.pause(BETWEEN_S)
         warms.append(asker.ask(second, new_tokens))
         asker.flush()
     return tuple(own_hits), tuple(warms)

@@ -98,11 +98,13 @@ def test_the_story_in_order(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     Worker.scene = scene
     monkeypatch.setattr(story, "WorkerProcess", Worker)
     monkeypatch.setattr(story, "QUIET_S", 0.0)
+    monkeypatch.setattr(Show, "pause", lambda _, pause_s: scene.note(f"pause {pause_s}"))
+    pause = f"pause {story.BETWEEN_S}"
     with Show(Console(file=io.StringIO()), SystemClock()) as show:
         told = story.tell(scene, tmp_path, (FIRST, SECOND), 32, tmp_path, show)
     turn = [
-        "rest", "A first 1", "A second 32",
-        "B deletes", "rest", "B forgets", "B first 1", "B forgets", "B second 32",
+        "rest", "A first 1", pause, "A second 32",
+        "B deletes", "rest", "B forgets", "B first 1", "B forgets", pause, "B second 32",
     ]  # fmt: skip
     assert scene.events == [
         "A starts at 0", "B starts at 1", "C starts at None",
