@@ -6,11 +6,14 @@
 Everything listens on loopback only and asks for the tier's token. Ray's command line would turn
 127.0.0.1 into an address that other machines reach; the start hook (`narrow`) turns it back, and
 drops the Ray client server, which nobody here speaks to. An IPv4-mapped address connects to a
-loopback port without being turned. Measured with Ray 2.60.
+loopback port without being turned. Raylets start side by side: each gets sockets of its own, where
+Ray would give those that start at once the same, and all but one would die of it. Measured with
+Ray 2.60.
 
 Pure but for `narrow`; nothing here imports Ray, so that the hook costs nothing.
 """
 
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,7 +27,8 @@ OBJECT_STORE_BYTES = 75 << 20
 HEAD_AWAY_S = 24 * 3600
 """How long raylets and actors go on without a head; Ray's own 60 s would end the tier with it."""
 SOCKET_PATH_BYTES_MAX = 107
-_LONGEST_SOCKET = "session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store.65"
+_LONGEST_SOCKET = "plasma_store.4194304"
+_FOLDER_FLAG = "--temp-dir="
 TOKEN_VARIABLE = "RAY_AUTH_TOKEN_PATH"
 HEAD_ROLE, NODE_ROLE = "gcs_server", "raylet"
 LASTING_ROLES = (HEAD_ROLE, NODE_ROLE)
@@ -101,7 +105,7 @@ def _command(folder: Path, resource: str) -> list[str]:
         "ray.scripts.scripts",
         "start",
         f"--node-ip-address={LOOPBACK}",
-        f"--temp-dir={folder}",
+        f"{_FOLDER_FLAG}{folder}",
         f"--object-store-memory={OBJECT_STORE_BYTES}",
         f'--resources={{"{resource}": 1}}',
         "--num-cpus=0",
@@ -119,5 +123,10 @@ def narrow(parameters: Any, head: bool) -> None:
     """Ray's start hook: called in `ray start` with what it is about to start."""
     parameters.node_ip_address = LOOPBACK
     parameters.node_name = LOOPBACK
+    # Of the command, as Ray 2.52 takes the folder of a further node from the head.
+    flag = next(word for word in sys.argv if word.startswith(_FOLDER_FLAG))
+    folder = flag.removeprefix(_FOLDER_FLAG)
+    parameters.plasma_store_socket_name = f"{folder}/plasma_store.{os.getpid()}"
+    parameters.raylet_socket_name = f"{folder}/raylet.{os.getpid()}"
     if head:
         parameters.ray_client_server_port = None

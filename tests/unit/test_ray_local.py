@@ -48,7 +48,7 @@ def test_children_find_the_same_package(
 def test_long_folder_is_refused() -> None:
     ray_local.check_folder(Path("/tmp/samovar-0123456789ab"))
     with pytest.raises(UsageError, match="TMPDIR"):
-        ray_local.check_folder(Path("/tmp") / ("long" * 10))
+        ray_local.check_folder(Path("/tmp") / ("long" * 25))
 
 
 @dataclass
@@ -58,14 +58,41 @@ class Parameters:
     node_ip_address: str = "192.0.2.1"
     node_name: str = "192.0.2.1"
     ray_client_server_port: int | None = 10001
+    plasma_store_socket_name: str | None = None
+    raylet_socket_name: str | None = None
 
 
-def test_hook_narrows_to_loopback_and_drops_the_client_server() -> None:
-    head, other = Parameters(), Parameters()
-    ray_local.narrow(head, head=True)
-    ray_local.narrow(other, head=False)
-    assert head == Parameters("127.0.0.1", "127.0.0.1", None)
+def narrowed(command: list[str], monkeypatch: pytest.MonkeyPatch, pid: int) -> Parameters:
+    """What the hook makes of it in the process of this command."""
+    parameters = Parameters()
+    with monkeypatch.context() as process:
+        process.setattr("sys.argv", command)
+        process.setattr("os.getpid", lambda: pid)
+        ray_local.narrow(parameters, head="--head" in command)
+    return parameters
+
+
+def test_hook_narrows_to_loopback_and_drops_the_client_server(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    head = narrowed(ray_local.head_command(Path("/r"), 6000, 6001, "one"), monkeypatch, 4)
+    other = narrowed(ray_local.node_command(Path("/r"), 6000, "two"), monkeypatch, 5)
+    assert {head.node_ip_address, head.node_name} == {"127.0.0.1"}
+    assert head.ray_client_server_port is None
     assert other.node_ip_address == "127.0.0.1"
+
+
+def test_nodes_that_start_at_once_have_sockets_of_their_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = Path("/tmp/samovar-0123456789ab")
+    command = ray_local.node_command(folder, 6000, "two")
+    found = [narrowed(command, monkeypatch, pid) for pid in (4, 5)]
+    sockets = [
+        name for each in found for name in (each.plasma_store_socket_name, each.raylet_socket_name)
+    ]
+    assert len(set(sockets)) == 4
+    assert {Path(name or "").parent for name in sockets} == {folder}
 
 
 def test_commands_share_all_but_their_place_in_the_cluster() -> None:
