@@ -93,10 +93,14 @@ def tell(
         show.step("worker A reads the contract (cold) and answers the first question")
         answer_first = reader.ask(first, new_tokens)
         reader.flush()
-        show.step("worker B, on the other node, answers the second question (warm)")
-        first_warm = asker.ask(second, new_tokens)
         # One token more, as the last of a prompt is never looked for.
         contract = Prompt(second.tokens[: second.boundary + 1], second.boundary)
+        show.watch(
+            "node 1 announces the contract",
+            lambda: asker.look_up(contract).tokens, contract.boundary, FOUND_PATIENCE_S,
+        )  # fmt: skip
+        show.step("worker B, on the other node, answers the second question (warm)")
+        first_warm = asker.ask(second, new_tokens)
         wanted = asker.look_up(contract).cells
         show.watch(
             "node 1 writes the contract to its disk, now that it was used twice",
