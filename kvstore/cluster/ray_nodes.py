@@ -15,6 +15,7 @@ from ray.exceptions import ActorUnavailableError, RayActorError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from kvstore.cluster.coordinator import Answered, Missing, Sight, Silent
+from kvstore.cluster.detached import detached
 from kvstore.cluster.plan import RAY_NAMESPACE, StoragePlan, actor_name, node_resource
 from kvstore.cluster.storage import StorageNode, StorageReport
 from kvstore.cluster_map import ClusterMap
@@ -23,7 +24,6 @@ log = logging.getLogger(__name__)
 
 ANSWER_S = 1.0
 _OUR_ERROR = re.compile(r"^kvstore\.errors\.\w+: ")
-UNLIMITED = -1
 
 
 class RayNodes:
@@ -64,17 +64,12 @@ class RayNodes:
         if machine is None:
             log.warning("no live machine carries %s", node_resource(index))
             return
-        options: dict[str, Any] = {
-            "name": self._name(index),
-            "namespace": RAY_NAMESPACE,
-            "lifetime": "detached",
-            "get_if_exists": True,
-            "max_restarts": UNLIMITED,
-            "num_cpus": 0,
-            "scheduling_strategy": NodeAffinitySchedulingStrategy(machine, soft=False),
-        }
-        actor: Any = ray.remote(StorageNode)
-        self._handles[index] = actor.options(**options).remote(self._plans[index])
+        self._handles[index] = detached(
+            StorageNode,
+            self._name(index),
+            self._plans[index],
+            scheduling_strategy=NodeAffinitySchedulingStrategy(machine, soft=False),
+        )
 
     def publish(self, index: int, cluster_map: ClusterMap) -> None:
         """Send the map and go on; the next report shows whether it arrived."""

@@ -14,8 +14,9 @@ from ray.exceptions import RayActorError
 
 from kvstore.clock import Clock, Deadline, SystemClock
 from kvstore.cluster.coordinator import Coordinator, Progress, Rounds
+from kvstore.cluster.detached import detached
 from kvstore.cluster.plan import RAY_NAMESPACE, TierPlan, actor_name
-from kvstore.cluster.ray_nodes import UNLIMITED, RayNodes
+from kvstore.cluster.ray_nodes import RayNodes
 from kvstore.errors import UnavailableError, UsageError
 from kvstore.logs import log_to
 
@@ -50,16 +51,8 @@ def bring_up(
     """Make the coordinator in the Ray at `address` and wait until all nodes go by one map."""
     ray.init(address, namespace=RAY_NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
     try:
-        options: dict[str, Any] = {
-            "name": actor_name(plan.name, "coordinator"),
-            "namespace": RAY_NAMESPACE,
-            "lifetime": "detached",
-            "get_if_exists": True,
-            "max_restarts": UNLIMITED,
-            "num_cpus": 0,
-        }
-        actor: Any = ray.remote(CoordinatorActor)
-        return _wait(actor.options(**options).remote(plan), plan, clock, patience_s, tell)
+        coordinator = detached(CoordinatorActor, actor_name(plan.name, "coordinator"), plan)
+        return _wait(coordinator, plan, clock, patience_s, tell)
     finally:
         ray.shutdown()
 
