@@ -132,13 +132,6 @@ class NvmeTier:
         found: np.void = self.records[number]
         return found
 
-    def deleted_ms(self, keys: Keys) -> npt.NDArray[np.uint64]:
-        """When each block was deleted, as far as is known; 0 if it was not.
-
-        A copy from elsewhere that is older than that must not be taken in.
-        """
-        return self._tombstones.deleted_ms(keys)
-
     def next_stamp(self) -> int:
         """One stamp for one operation on one prompt."""
         return self._open.shelf.next_stamp() if self._open else 0

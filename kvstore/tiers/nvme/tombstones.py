@@ -1,17 +1,15 @@
-"""Tombstones: blocks that were deleted, so that no copy from elsewhere brings them back.
+"""Tombstones: when which blocks were deleted, so that no older record of one is held again.
 
-What this node itself held is wiped before a delete is acknowledged, and needs no tombstone. They
-are for the copies that were out of reach then: a replica on a node that was down, a promotion that
-was on its way. A tombstone is kept for ``TOMBSTONE_S``; there are ``TOMBSTONES_MAX`` at most, and
-the oldest go first.
+In the catalog each has the sequence of its delete, and a start holds no record of that block with
+a smaller one (``recovery``): from the tombstone's commit on a block is gone, whatever of its rows
+a crash has left. A tombstone is kept for ``TOMBSTONE_S``; there are ``TOMBSTONES_MAX`` at most,
+and the oldest go first.
 
-Does not cover: how they are made durable (``tier``), who asks for them.
+Does not cover: how they are made durable (``drive``), copies on other nodes (``kvstore.burials``).
 """
 
 import numpy as np
-import numpy.typing as npt
 
-from kvstore.key import Keys
 from kvstore.tiers.nvme.record import Tombstones
 
 TOMBSTONE_S = 30 * 24 * 3600
@@ -24,9 +22,6 @@ class TombstoneBook:
     def __init__(self, found: Tombstones) -> None:
         ordered = found[np.argsort(found["sequence"])]
         self._deleted_ms = {t["key"].tobytes(): int(t["deleted_ms"]) for t in ordered}
-
-    def __len__(self) -> int:
-        return len(self._deleted_ms)
 
     def enter(self, key: bytes, now_ms: int) -> None:
         """A block was deleted now."""
@@ -44,8 +39,3 @@ class TombstoneBook:
         for key in outdated:
             del self._deleted_ms[key]
         return outdated
-
-    def deleted_ms(self, keys: Keys) -> npt.NDArray[np.uint64]:
-        """When each block was deleted, 0 if it was not."""
-        known = self._deleted_ms
-        return np.array([known.get(key.tobytes(), 0) for key in keys], np.uint64)

@@ -14,17 +14,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kvstore.tiers.nvme.catalog import Change
+from kvstore.tiers.nvme.catalog import Change, read_catalog
 from kvstore.tiers.nvme.disk import LinuxDisk, aligned_bytes
 from kvstore.tiers.nvme.drive import Drive
 from kvstore.tiers.nvme.folder import CATALOG_FOLDER
 from kvstore.tiers.nvme.identity import Identity
 from kvstore.tiers.nvme.open_slab import PAUSE_S
-from kvstore.tiers.nvme.record import PAGE_BYTES, RECORD
+from kvstore.tiers.nvme.record import PAGE_BYTES, RECORD, Tombstones
 from kvstore.tiers.nvme.requests import Request, RequestKind
 from kvstore.tiers.nvme.slab import SLAB_FILE, Slab
 from kvstore.tiers.nvme.spill import Declined, Phase, Result
 from kvstore.tiers.nvme.tier import RESTART_S
+from kvstore.tiers.nvme.tombstones import TOMBSTONE_S
 from kvstore.tiers.nvme.worker import Worker
 from tests.disk_node import Node
 from tests.source_tree import ROOT
@@ -54,10 +55,24 @@ def test_a_restart_finds_them_again(node: Node) -> None:
     node.start()
     assert node.load(1) is Result.LOADED
     assert not node.holds(2)
-    assert node.tier.deleted_ms(packed([key_number(1), key_number(2)])).astype(bool).tolist() == [
-        False,
-        True,
-    ]
+
+
+def test_a_tombstone_is_known_after_a_restart_and_forgotten_in_time(node: Node) -> None:
+    node.store(1)
+    node.result(node.tier.delete(packed([key_number(1)])))
+    node.tier.stop()
+    assert [t["key"].tobytes() for t in tombstones_of(node)] == [key_number(1)]
+    node.start()
+    node.clock.advance(TOMBSTONE_S)
+    node.tier.tick()
+    node.store(2)  # committed behind it
+    node.tier.stop()
+    assert not len(tombstones_of(node))
+
+
+def tombstones_of(node: Node) -> Tombstones:
+    """What is in the catalog of a node whose disk process has ended."""
+    return read_catalog(node.settings.folder / CATALOG_FOLDER).tombstones
 
 
 def test_hold_a_killed_disk_process_costs_what_was_on_its_way(node: Node) -> None:
