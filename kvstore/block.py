@@ -40,14 +40,16 @@ FORMAT_VERSION = 1
 HEADER_BYTES = 4096
 _MAGIC = b"SMVR"
 _FIXED = struct.Struct("<4sHHIIIIQ32s")
-_U64_MASK = (1 << 64) - 1
-_LEAF_STEP = 0x9E3779B97F4A7C15
+_LEAF_STEPS = np.arange(LAYERS_MAX, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
 
 assert _FIXED.size == 64
 assert _FIXED.size + 8 * LAYERS_MAX <= HEADER_BYTES
 
 Leaf = npt.NDArray[np.uint8]
 """uint8 ``[heads, tokens, row_bytes]``; each head's ``[tokens, row_bytes]`` is contiguous."""
+
+Seeds = npt.NDArray[np.uint64]
+"""uint64 ``[leaves]``: what their digests are seeded by."""
 
 
 class FormatFault(Enum):
@@ -132,11 +134,10 @@ def _range_fault(
     return None
 
 
-def leaf_seeds(key: bytes, cell: int, leaves: int) -> list[int]:
+def leaf_seeds(key: bytes, cell: int, leaves: int) -> Seeds:
     """The digest seed of every leaf of a cell."""
     assert len(key) == KEY_BYTES
-    base = xxh3_64_intdigest(key, seed=cell)
-    return [(base + leaf * _LEAF_STEP) & _U64_MASK for leaf in range(leaves)]
+    return _LEAF_STEPS[:leaves] + np.uint64(xxh3_64_intdigest(key, seed=cell))
 
 
 def leaf_digest(leaf: Leaf, seed: int) -> int:
@@ -151,7 +152,7 @@ def leaf_digest(leaf: Leaf, seed: int) -> int:
 
 def leaf_digests(key: bytes, cell: int, leaves: Sequence[Leaf]) -> Iterable[int]:
     """The digests of a cell's leaves, computed one by one as they are asked for."""
-    seeds = leaf_seeds(key, cell, len(leaves))
+    seeds = leaf_seeds(key, cell, len(leaves)).tolist()
     return (leaf_digest(leaf, seed) for leaf, seed in zip(leaves, seeds, strict=True))
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvstore.access import NodeAccess
-from kvstore.block import HEADER_BYTES, FormatFault, Header, Leaf, parse_header, payload_leaves
+from kvstore.block import HEADER_BYTES, FormatFault, Header, parse_header
 from kvstore.burials import Ids
 from kvstore.calls import (
     DAMAGED_PER_CALL_MAX,
@@ -31,6 +31,7 @@ from kvstore.calls import (
 from kvstore.clock import Deadline
 from kvstore.key import Keys
 from kvstore.leaf_sizes import LeafSizes, Sizes, Unmeasured
+from kvstore.leaf_table import Leaves
 from kvstore.reading import LEASE_MARGIN_S
 from kvstore.table import Cells, KeyTable, SlotState
 from kvstore.transport.base import CellWrite, Transport, WriteOutcome, Written
@@ -69,8 +70,8 @@ class _Cell:
     header_digest: int
     ttl_s: int
 
-    def leaves(self) -> tuple[Leaf, ...]:
-        return tuple(payload_leaves(self.payload, [(1, 1, size) for size in self.sizes]))
+    def leaves(self) -> Leaves:
+        return Leaves.packed(self.payload, self.sizes)
 
 
 def copy(
@@ -151,7 +152,7 @@ def _send(
                 cells[row].header.key, cells[row].header.cell, int(reply.slots[row]),
                 int(reply.generations[row]), int(reply.offsets[row]), cells[row].header.tokens,
                 cells[row].header.depth, cells[row].header.span, cells[row].header.payload_bytes,
-                cells[row].leaves,
+                cells[row].leaves(),
             )
             for row in reserved.tolist()
         ]  # fmt: skip

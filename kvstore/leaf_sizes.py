@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from xxhash import xxh3_64
 
-from kvstore.block import Header, leaf_seeds, payload_leaves
+from kvstore.block import Header, leaf_seeds
+from kvstore.leaf_table import Leaves
 from kvstore.leaves import digests
 
 SHAPES_MAX = 64
@@ -66,9 +67,8 @@ class LeafSizes:
 
 def is_whole(header: Header, payload: npt.NDArray[np.uint8], sizes: Sequence[int]) -> bool:
     """Whether leaves of these sizes have the digests that the header says."""
-    leaves = payload_leaves(payload, [(1, 1, size) for size in sizes])
-    seeds = leaf_seeds(header.key, header.cell, len(leaves))
-    return digests(leaves, seeds) == header.leaf_digests
+    seeds = leaf_seeds(header.key, header.cell, len(sizes))
+    return digests(Leaves.packed(payload, sizes), seeds) == header.leaf_digests
 
 
 def _alike(header: Header) -> Sizes | None:
@@ -85,7 +85,7 @@ def _searched(header: Header, payload: npt.NDArray[np.uint8]) -> Sizes | Unmeasu
         return Unmeasured.UNKNOWN
     sizes: list[int] = []
     start = 0
-    seeds = leaf_seeds(header.key, header.cell, len(header.leaf_digests))
+    seeds = leaf_seeds(header.key, header.cell, len(header.leaf_digests)).tolist()
     for seed, digest in zip(seeds, header.leaf_digests, strict=True):
         hasher, stop = xxh3_64(seed=seed), start
         while stop < header.payload_bytes:

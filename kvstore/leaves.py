@@ -15,8 +15,7 @@ Does not cover: what the digests should be (``kvstore.transport.verify``), who m
 
 import ctypes
 import os
-from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from itertools import accumulate, pairwise
@@ -26,16 +25,16 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from kvstore.block import Leaf, leaf_digest, payload_leaves
+from kvstore.block import Leaf, Seeds, leaf_digest, payload_leaves
+from kvstore.leaf_table import PLACE_WORDS, Leaves, Words, starts
 
 FOLDER = Path(__file__).parent
 LIBRARY = "libleaves.so"
 AVX2_LIBRARY = "libleaves_avx2.so"
 _VERSION = 2
 """``LEAF_VERSION`` of the library that this module can call."""
-_ROW_WORDS = 6
-"""A ``leaf`` of the library is so many 64-bit words."""
-_U64_MASK = (1 << 64) - 1
+_PACKED, _SEED, _ROW_WORDS = PLACE_WORDS, PLACE_WORDS + 1, PLACE_WORDS + 2
+"""A ``leaf`` of the library is a place, where it is packed, and its seed: 64-bit words."""
 _TIME_MAX_S = 1e9
 """More does not fit into the library's nanoseconds."""
 _Function = Callable[[int, int, int], None]
@@ -61,8 +60,8 @@ class Parcel:
     """One cell's bytes in two places: packed in ``payload``, and apart in ``leaves``."""
 
     payload: npt.NDArray[np.uint8]
-    leaves: Sequence[Leaf]
-    seeds: Sequence[int]
+    leaves: Leaves
+    seeds: Seeds
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,11 +104,11 @@ class Mover(Protocol):
         """Copy leaves into payloads; the digests of what the payloads hold then."""
         ...
 
-    def digests(self, leaves: Sequence[Leaf], seeds: Sequence[int]) -> Digests:
+    def digests(self, leaves: Leaves, seeds: Seeds) -> Digests:
         """The digests of leaves where they lie."""
         ...
 
-    def receive(self, source: Source, leaves: Sequence[Leaf], seeds: Sequence[int]) -> Arrived:
+    def receive(self, source: Source, leaves: Leaves, seeds: Seeds) -> Arrived:
         """Fill leaves from a socket, one after the other; the digests of what they hold then."""
         ...
 
@@ -125,13 +124,15 @@ class PythonMover:
     def gather(self, parcels: Sequence[Parcel]) -> list[Digests]:
         return [_moved(one.leaves, _packed(one), one.seeds) for one in parcels]
 
-    def digests(self, leaves: Sequence[Leaf], seeds: Sequence[int]) -> Digests:
-        return tuple(leaf_digest(leaf, seed) for leaf, seed in zip(leaves, seeds, strict=True))
+    def digests(self, leaves: Leaves, seeds: Seeds) -> Digests:
+        return tuple(
+            leaf_digest(leaf, seed) for leaf, seed in zip(leaves, seeds.tolist(), strict=True)
+        )
 
-    def receive(self, source: Source, leaves: Sequence[Leaf], seeds: Sequence[int]) -> Arrived:
+    def receive(self, source: Source, leaves: Leaves, seeds: Seeds) -> Arrived:
         found: list[int] = []
         try:
-            for leaf, seed in zip(leaves, seeds, strict=True):
+            for leaf, seed in zip(leaves, seeds.tolist(), strict=True):
                 source.receive_into(leaf)
                 found.append(leaf_digest(leaf, seed))
         except OSError as fault:
@@ -140,7 +141,7 @@ class PythonMover:
 
 
 class NativeMover:
-    """The compiled library. It is given addresses, so every bound is kept here."""
+    """The compiled library. It is given addresses: ``Leaves`` knows that they are good."""
 
     def __init__(self, library: ctypes.CDLL, implementation: Implementation) -> None:
         self.implementation = implementation
@@ -151,31 +152,27 @@ class NativeMover:
         self._receive.argtypes = _RECEIVE_ARGUMENTS
 
     def scatter(self, parcels: Sequence[Parcel]) -> list[Digests]:
-        assert all(leaf.flags.writeable for one in parcels for leaf in one.leaves)
+        assert all(one.leaves.is_writeable for one in parcels)
         return _by_parcel(parcels, _called(self._scatter, _moves(parcels)))
 
     def gather(self, parcels: Sequence[Parcel]) -> list[Digests]:
         assert all(one.payload.flags.writeable for one in parcels)
         return _by_parcel(parcels, _called(self._gather, _moves(parcels)))
 
-    def digests(self, leaves: Sequence[Leaf], seeds: Sequence[int]) -> Digests:
-        rows = array("Q")
-        _append(rows, leaves, seeds, packed=0)
-        return _called(self._digests, rows)
+    def digests(self, leaves: Leaves, seeds: Seeds) -> Digests:
+        return _called(self._digests, _rows([leaves], [seeds]))
 
-    def receive(self, source: Source, leaves: Sequence[Leaf], seeds: Sequence[int]) -> Arrived:
-        assert all(leaf.flags.writeable for leaf in leaves)
-        rows = array("Q")
-        _append(rows, leaves, seeds, packed=0)
-        found = array("Q", bytes(len(leaves) * rows.itemsize))
+    def receive(self, source: Source, leaves: Leaves, seeds: Seeds) -> Arrived:
+        assert leaves.is_writeable
+        rows, found = _rows([leaves], [seeds]), np.empty(len(leaves), np.uint64)
         done = ctypes.c_uint64()
         time_ns = int(min(source.remaining_s(), _TIME_MAX_S) * 1e9)
         error = self._receive(
-            source.fileno(), time_ns, rows.buffer_info()[0], len(found), found.buffer_info()[0],
+            source.fileno(), time_ns, rows.ctypes.data, len(found), found.ctypes.data,
             ctypes.byref(done),
         )  # fmt: skip
         fault = OSError(error, os.strerror(error)) if error else None
-        return Arrived(tuple(found[: done.value]), fault)
+        return Arrived(tuple(found[: done.value].tolist()), fault)
 
 
 def implementation() -> Implementation:
@@ -193,12 +190,12 @@ def gather(parcels: Sequence[Parcel]) -> list[Digests]:
     return _mover.gather(parcels)
 
 
-def digests(leaves: Sequence[Leaf], seeds: Sequence[int]) -> Digests:
+def digests(leaves: Leaves, seeds: Seeds) -> Digests:
     """The digests of leaves where they lie."""
     return _mover.digests(leaves, seeds)
 
 
-def receive(source: Source, leaves: Sequence[Leaf], seeds: Sequence[int]) -> Arrived:
+def receive(source: Source, leaves: Leaves, seeds: Seeds) -> Arrived:
     """Fill leaves from a socket, one after the other; the digests of what they hold then."""
     return _mover.receive(source, leaves, seeds)
 
@@ -207,43 +204,34 @@ def _packed(parcel: Parcel) -> list[Leaf]:
     return payload_leaves(parcel.payload, [leaf.shape for leaf in parcel.leaves])
 
 
-def _moved(sources: Sequence[Leaf], targets: Sequence[Leaf], seeds: Sequence[int]) -> Digests:
+def _moved(sources: Iterable[Leaf], targets: Iterable[Leaf], seeds: Seeds) -> Digests:
     found = []
-    for source, target, seed in zip(sources, targets, seeds, strict=True):
+    for source, target, seed in zip(sources, targets, seeds.tolist(), strict=True):
         np.copyto(target, source)
         found.append(leaf_digest(target, seed))
     return tuple(found)
 
 
-def _moves(parcels: Sequence[Parcel]) -> "array[int]":
+def _moves(parcels: Sequence[Parcel]) -> Words:
     """A row for every leaf: where it lies, and where it is packed."""
-    rows = array("Q")
+    rows = _rows([one.leaves for one in parcels], [one.seeds for one in parcels])
+    start = 0
     for one in parcels:
+        stop, sizes = start + len(one.leaves), one.leaves.sizes
         assert one.payload.flags.c_contiguous
-        packed = one.payload.ctypes.data
-        stop = _append(rows, one.leaves, one.seeds, packed)
-        assert stop == packed + one.payload.nbytes, "payload and leaves disagree"
+        assert sizes.sum() == one.payload.nbytes, "payload and leaves disagree"
+        rows[start:stop, _PACKED] = one.payload.ctypes.data + starts(sizes)
+        start = stop
     return rows
 
 
-def _append(rows: "array[int]", leaves: Sequence[Leaf], seeds: Sequence[int], packed: int) -> int:
-    """Add a cell's leaves, packed one behind the other from an address on; where that ends."""
-    for leaf, seed in zip(leaves, seeds, strict=True):
-        heads, tokens, row_bytes = leaf.shape
-        stride, token_stride, byte_stride = leaf.strides
-        assert (token_stride, byte_stride) == (row_bytes, 1), "a head is not contiguous"
-        head_bytes = tokens * row_bytes
-        # A stride may be negative.
-        rows.extend((_address(leaf), stride & _U64_MASK, heads, head_bytes, packed, seed))
-        packed += heads * head_bytes
-    return packed
-
-
-def _address(leaf: Leaf) -> int:
-    try:
-        return ctypes.addressof(ctypes.c_char.from_buffer(leaf[0]))
-    except TypeError:  # read-only: there is another way, at twice the price
-        return leaf.ctypes.data
+def _rows(leaves: Sequence[Leaves], seeds: Sequence[Seeds]) -> Words:
+    """What the library is told of leaves, except where they are packed."""
+    rows = np.empty((sum(len(some) for some in leaves), _ROW_WORDS), np.uint64)
+    if len(rows):
+        np.concatenate([some.places for some in leaves], out=rows[:, :PLACE_WORDS])
+        np.concatenate(seeds, out=rows[:, _SEED])
+    return rows
 
 
 def _function(library: ctypes.CDLL, name: str) -> _Function:
@@ -254,11 +242,11 @@ def _function(library: ctypes.CDLL, name: str) -> _Function:
     return typed
 
 
-def _called(function: _Function, rows: "array[int]") -> Digests:
+def _called(function: _Function, rows: Words) -> Digests:
     """What the library answers to rows; whoever calls keeps alive what they point to."""
-    found = array("Q", bytes(len(rows) // _ROW_WORDS * rows.itemsize))
-    function(rows.buffer_info()[0], len(found), found.buffer_info()[0])
-    return tuple(found)
+    found = np.empty(len(rows), np.uint64)
+    function(rows.ctypes.data, len(found), found.ctypes.data)
+    return tuple(found.tolist())
 
 
 def _by_parcel(parcels: Sequence[Parcel], found: Digests) -> list[Digests]:

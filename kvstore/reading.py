@@ -9,12 +9,10 @@
 A read never raises for what a node, disk or network does: it delivers less, and says why.
 """
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, wait
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from types import MappingProxyType
 
 import numpy as np
@@ -90,12 +88,8 @@ def read(
 def _read_own(reading: _Reading) -> None:
     plan, routes = reading.plan, reading.routes
     blocks, columns = np.nonzero(plan.nodes == OWN_NODE)
-    reads = [
-        _cell_read(reading, block, column, plan.slots[block, column],
-                   plan.generations[block, column], plan.offsets[block, column],
-                   plan.lengths[block, column], plan.header_digests[block, column])
-        for block, column in zip(blocks.tolist(), columns.tolist(), strict=True)
-    ]  # fmt: skip
+    known = (plan.slots, plan.generations, plan.offsets, plan.lengths, plan.header_digests)
+    reads = _cell_reads(reading, blocks, columns, [each[blocks, columns] for each in known])
     with routes.guarding(OWN_NODE):
         outcomes = routes.transport(OWN_NODE).read(reads, reading.deadline)
         reading.delivered[blocks, columns] = outcomes
@@ -150,12 +144,11 @@ def _read_leased(
     reading.loaded[blocks, columns] = reply.loaded
     damaged: list[Damage] = []
     try:
-        reads = [
-            _cell_read(reading, int(blocks[row]), int(columns[row]), reply.slots[row],
-                       reply.generations[row], reply.offsets[row], reply.lengths[row],
-                       reply.header_digests[row])
-            for row in found.tolist()
-        ]  # fmt: skip
+        leased = (
+            reply.slots, reply.generations, reply.offsets, reply.lengths, reply.header_digests
+        )  # fmt: skip
+        descriptors = [each[found] for each in leased]
+        reads = _cell_reads(reading, blocks[found], columns[found], descriptors)
         outcomes = transport.read(reads, reading.deadline)
         delivered[blocks[found], columns[found]] = outcomes
         damaged = _damaged(reads, outcomes)
@@ -196,7 +189,7 @@ def _behind(reading: _Reading, calls: _Calls) -> None:
 def _damaged(reads: Sequence[CellRead], outcomes: Sequence[ReadOutcome]) -> list[Damage]:
     """What to tell a node that did not verify: it looks for itself, and drops what is damaged."""
     damaged = [
-        Damage(read.key, read.cell, read.generation, tuple(leaf.nbytes for leaf in read.leaves))
+        Damage(read.key, read.cell, read.generation, tuple(read.leaves.sizes.tolist()))
         for read, outcome in zip(reads, outcomes, strict=True)
         if outcome is ReadOutcome.CORRUPT
     ]
@@ -207,28 +200,21 @@ def _cell_numbers(plan: Plan) -> npt.NDArray[np.uint8]:
     return np.array([cell.index for cell in plan.cells], np.uint8)
 
 
-def _cell_read(
+def _cell_reads(
     reading: _Reading,
-    block: int,
-    column: int,
-    slot: np.uint32,
-    generation: np.uint64,
-    offset: np.uint64,
-    length: np.uint32,
-    header_digest: np.uint64,
-) -> CellRead:
-    plan = reading.plan
-    cell = plan.cells[column]
-    return CellRead(
-        key=plan.keys[block].tobytes(),
-        cell=cell.index,
-        slot=int(slot),
-        generation=int(generation),
-        offset=int(offset),
-        length=int(length),
-        header_digest=int(header_digest),
-        cut=partial(reading.cut.leaves, cell, plan.start(block), int(plan.stops[block])),
-    )
+    blocks: npt.NDArray[np.intp],
+    columns: npt.NDArray[np.intp],
+    descriptors: Sequence[npt.NDArray[np.unsignedinteger]],
+) -> list[CellRead]:
+    """What to read of these (block, column) pairs; ``descriptors`` are in ``CellRead``'s order."""
+    plan, reads = reading.plan, []
+    cells, stops = plan.cells, plan.stops.tolist()
+    fields = [each.tolist() for each in (blocks, columns, *descriptors)]
+    for block, column, slot, generation, offset, length, digest in zip(*fields, strict=True):
+        key, cell = plan.keys[block].tobytes(), cells[column]
+        leaves = reading.cut.leaves(cell, plan.start(block), stops[block])
+        reads.append(CellRead(key, cell.index, slot, generation, offset, length, digest, leaves))
+    return reads
 
 
 def _fetched(reading: _Reading) -> Fetched:
@@ -243,18 +229,17 @@ def _fetched(reading: _Reading) -> Fetched:
     from_disk = reading.loaded[:blocks].any(axis=1)
     elsewhere = ~np.isin(plan.nodes[:blocks], own).all(axis=1) & ~from_disk
     nvme, remote = int(sizes[from_disk].sum()), int(sizes[elsewhere].sum())
-    failures = Counter(ReadOutcome(code).name for code in _codes(delivered))
-    del failures[ReadOutcome.VERIFIED.name]
+    codes, counts = np.unique(delivered, return_counts=True)
+    failures = {
+        ReadOutcome(code).name: count
+        for code, count in zip(codes.tolist(), counts.tolist(), strict=True)
+        if code != ReadOutcome.VERIFIED
+    }
     return Fetched(
         tokens=stop - start,
         by_source=MappingProxyType(
             {"local": stop - start - remote - nvme, "remote": remote, "nvme": nvme}
         ),
-        failures=MappingProxyType(dict(failures)),
+        failures=MappingProxyType(failures),
         start=start,
     )
-
-
-def _codes(delivered: Delivered) -> Sequence[int]:
-    codes: list[int] = delivered.ravel().tolist()
-    return codes

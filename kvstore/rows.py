@@ -6,6 +6,8 @@ that runs one rank of a tensor-parallel group shows only its own heads.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -14,6 +16,7 @@ import numpy.typing as npt
 from kvstore.block import Leaf
 from kvstore.cell import Cell, Grid
 from kvstore.errors import GeometryError
+from kvstore.leaf_table import HEAD_BYTES, START, Leaves, Words
 
 _BYTE = np.dtype(np.uint8)
 
@@ -34,8 +37,8 @@ class KVRows(Protocol):
 class CellRows:
     """Cuts one reader's (or writer's) rows into the leaves of its cells. For several threads.
 
-    ``tokens`` is all that will be cut. The engine is asked for that once per layer: a prompt has
-    thousands of leaves, and each of them is then a slice and no more.
+    ``tokens`` is all that will be cut. The engine is asked for that when something is, once per
+    layer; one that shows its rows wrongly hears of it there (``GeometryError``).
     """
 
     def __init__(self, grid: Grid, cells: Sequence[Cell], rows: KVRows, tokens: range) -> None:
@@ -45,12 +48,22 @@ class CellRows:
         self._first_head = min(cell.heads.start for cell in cells)
         self._heads = max(cell.heads.stop for cell in cells) - self._first_head
         self._layers: dict[int, Leaf] = {}
+        self._cells: dict[int, _CellRows] = {}
 
-    def leaves(self, cell: Cell, start: int, stop: int) -> tuple[Leaf, ...]:
+    def leaves(self, cell: Cell, start: int, stop: int) -> Leaves:
         """The leaves of ``cell`` for the block of tokens ``[start, stop)``."""
+        first, end = self._tokens.start, self._tokens.stop
+        assert first <= start < stop <= end
+        rows = self._cells.get(cell.index)
+        if rows is None:
+            rows = self._cells[cell.index] = self._rows_of(cell)
+        return rows.cut(start - first, stop - first)
+
+    def _rows_of(self, cell: Cell) -> "_CellRows":
         heads = slice(cell.heads.start - self._first_head, cell.heads.stop - self._first_head)
-        tokens = slice(start - self._tokens.start, stop - self._tokens.start)
-        return tuple(self._layer(layer)[heads, tokens] for layer in cell.layers)
+        whole = Leaves.of([self._layer(layer)[heads] for layer in cell.layers])
+        row_bytes = np.array([self._grid.row_bytes[layer] for layer in cell.layers], np.uint64)
+        return _CellRows(whole, row_bytes)
 
     def _layer(self, layer: int) -> Leaf:
         """All heads and tokens of a layer. Two threads may ask the engine for it at once."""
@@ -69,3 +82,21 @@ class CellRows:
                 f"{list(expected)}, got {view.dtype} {list(view.shape)}"
             )
         return view
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _CellRows:
+    """One cell's heads of its layers, all tokens of them."""
+
+    whole: Leaves
+    row_bytes: Words
+
+    def cut(self, start: int, stop: int) -> Leaves:
+        places = self.whole.places.copy()
+        places[:, START] += start * self.row_bytes
+        places[:, HEAD_BYTES] = (stop - start) * self.row_bytes
+        return Leaves(places, self.whole.is_writeable, partial(_cut, self.whole, start, stop))
+
+
+def _cut(whole: Leaves, start: int, stop: int) -> list[Leaf]:
+    return [array[:, start:stop] for array in whole]

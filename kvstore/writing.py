@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
 from types import MappingProxyType
 
 import numpy as np
@@ -145,7 +144,6 @@ def _write_batch(
     written = [Written(WriteOutcome.UNSENT)] * len(reserved)
     try:
         writes = [_cell_write(batch, cut, reply, row, put) for row in reserved.tolist()]
-        _ = writes[0].leaves  # an engine that shows its rows wrongly says so before bytes move
         # Unless the transport itself says otherwise, nobody knows whether it has stopped writing.
         written = [Written(WriteOutcome.UNCERTAIN)] * len(reserved)
         written = transport.write(writes, deadline)
@@ -219,7 +217,7 @@ def _cell_write(batch: _Batch, cut: CellRows, reply: ReserveReply, row: int, put
         depth=span.index,
         span=put.chain.span(span.index),
         length=put.namespace.grid.cell_bytes(cell.index, span.stop - span.start),
-        cut=partial(cut.leaves, cell, span.start, span.stop),
+        leaves=cut.leaves(cell, span.start, span.stop),
     )
 
 

@@ -6,31 +6,21 @@
     VERIFIED / GONE / CORRUPT / FAILED
 
 A *leaf* is one layer of a cell as it lies in the engine's memory: uint8 ``[heads, tokens,
-row_bytes]``, perhaps strided between heads, contiguous within one. Leaves are *cut* out of that
-memory when their bytes are about to move and not before: a prompt has thousands of them, and the
-first bytes need not wait for the last cut. A transport reads from one node, from several threads at
-a time. It never raises for what a node or a network does; it raises ``GeometryError`` for leaves
-that are not of that form, before it touches any of that cell. When a call returns, nothing of it
-goes on: no byte is written into a leaf any more.
+row_bytes]``, perhaps strided between heads, contiguous within one (``kvstore.leaf_table``). A
+transport reads from one node, from several threads at a time. It never raises for what a node or a
+network does. When a call returns, nothing of it goes on: no byte is written into a leaf any more.
 
 Does not cover: which cells are where, leases, reservations (``kvstore.node``).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Protocol
 
-import numpy as np
-
-from kvstore.block import Header, Leaf
+from kvstore.block import Header
 from kvstore.clock import Deadline
-from kvstore.errors import GeometryError
-
-_BYTE = np.dtype(np.uint8)
-
-Cut = Callable[[], tuple[Leaf, ...]]
-"""Cuts a cell's leaves. Any thread may call it, and more than once."""
+from kvstore.leaf_table import Leaves
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +34,7 @@ class CellRead:
     offset: int
     length: int
     header_digest: int
-    cut: Cut
-
-    @property
-    def leaves(self) -> tuple[Leaf, ...]:
-        """Cut now; raises ``GeometryError`` for what can't be filled."""
-        return _checked(self.cut())
+    leaves: Leaves
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +53,7 @@ class CellWrite:
     depth: int
     span: int
     length: int
-    cut: Cut
-
-    @property
-    def leaves(self) -> tuple[Leaf, ...]:
-        """Cut now; raises ``GeometryError`` for what can't be read."""
-        return _checked(self.cut())
+    leaves: Leaves
 
     def header(self, leaf_digests: tuple[int, ...]) -> Header:
         """What stands before the payload."""
@@ -136,14 +116,3 @@ class Transport(Protocol):
     def close(self) -> None:
         """Let go of mappings and connections; the transport is of no use afterwards."""
         ...
-
-
-def _checked(leaves: tuple[Leaf, ...]) -> tuple[Leaf, ...]:
-    """The leaves, if a transport can move them as it promises."""
-    for leaf in leaves:
-        if leaf.ndim != 3 or leaf.dtype != _BYTE or leaf.strides[1:] != (leaf.shape[2], 1):
-            raise GeometryError(
-                "a leaf must be uint8 [heads, tokens, row_bytes] with each head contiguous, "
-                f"got {leaf.dtype} {leaf.shape} with strides {leaf.strides}"
-            )
-    return leaves

@@ -21,10 +21,10 @@ from kvstore.block import (
     Header,
     leaf_seeds,
     parse_header,
-    payload_leaves,
 )
 from kvstore.clock import Clock, Deadline
 from kvstore.fs import Mapped
+from kvstore.leaf_table import Leaves
 from kvstore.leaves import Digests
 from kvstore.table import SlotState
 from kvstore.transport import frame
@@ -133,8 +133,7 @@ class BulkServer:
         slot = self._reserved(offer)
         if slot is None:
             raise BadFrame("the reservation ended while its cell was on the way")
-        sizes = [(1, 1, size_bytes) for size_bytes in offer.leaf_bytes]
-        leaves = payload_leaves(slot[HEADER_BYTES:], sizes)
+        leaves = Leaves.packed(slot[HEADER_BYTES:], offer.leaf_bytes)
         seeds = leaf_seeds(offer.key, offer.cell, len(leaves))
         arrived = wire.receive_leaves(leaves, seeds)
         if arrived.fault is not None:

@@ -125,7 +125,7 @@ def pack_write(cells: Sequence[CellWrite], deadline: Deadline) -> bytes:
     """A write request, without the payloads."""
     parts = [REQUEST.pack(Kind.WRITE, len(cells), _remaining_ms(deadline))]
     for c in cells:
-        sizes = [leaf.nbytes for leaf in c.leaves]
+        sizes = c.leaves.sizes.tolist()
         parts.append(
             OFFERED.pack(c.key, c.generation, c.offset, c.slot, c.length, c.cell, len(sizes))
         )

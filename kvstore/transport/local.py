@@ -31,7 +31,7 @@ from kvstore.transport.verify import header_of, leaves_for
 THREADS = 2
 PARALLEL_BYTES = 4 << 20
 """Below this, starting a second thread costs more than it saves."""
-BATCH_BYTES = 2 << 20
+BATCH_BYTES = 4 << 20
 """Cells are moved so many bytes at a time: few hand-overs of the interpreter lock, and a deadline
 that passes costs no more than one batch."""
 

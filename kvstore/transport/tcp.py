@@ -15,9 +15,12 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from kvstore.block import FormatFault, Header, Leaf, header_digest, leaf_seeds
+import numpy as np
+
+from kvstore.block import FormatFault, Header, header_digest, leaf_seeds
 from kvstore.clock import Deadline
 from kvstore.errors import UsageError
+from kvstore.leaf_table import Leaves
 from kvstore.leaves import digests
 from kvstore.transport import frame
 from kvstore.transport.base import (
@@ -216,19 +219,15 @@ def _receive_payloads(
 ) -> None:
     """Receive and verify the leaves of several cells at a time."""
     for part in runs([header.payload_bytes for _, header in found], BATCH_BYTES):
-        leaves: list[Leaf] = []
+        leaves, seeds = [], []
         for index, header in found[part]:
             into = leaves_for(cells[index], header)
             if isinstance(into, FormatFault):
                 outcomes[index] = ReadOutcome.CORRUPT
                 raise BadFrame(f"a payload that does not fit its leaves: {into.value}")
-            leaves += into
-        seeds = [
-            seed
-            for _, header in found[part]
-            for seed in leaf_seeds(header.key, header.cell, len(header.leaf_digests))
-        ]
-        arrived = wire.receive_leaves(leaves, seeds)
+            leaves.append(into)
+            seeds.append(leaf_seeds(header.key, header.cell, len(into)))
+        arrived = wire.receive_leaves(Leaves.joined(leaves), np.concatenate(seeds))
         start = 0
         for index, header in found[part]:
             stop = start + len(header.leaf_digests)
@@ -260,12 +259,12 @@ def _write_cells(
 
 def _send_cell(wire: Wire, write: CellWrite) -> int:
     """Send payload, then header; returns the header's digest."""
-    leaves = write.leaves
+    leaves, arrays = write.leaves, list(write.leaves)
     seeds = leaf_seeds(write.key, write.cell, len(leaves))
     found: list[int] = []
-    for part in runs([leaf.nbytes for leaf in leaves], HOT_BYTES):
+    for part in runs(leaves.sizes.tolist(), HOT_BYTES):
         found += digests(leaves[part], seeds[part])
-        wire.send_leaves(leaves[part])
+        wire.send_leaves(arrays[part])
     packed = write.header(tuple(found)).pack()
     digest = header_digest(packed)
     wire.send(frame.HEADED.pack(len(packed), digest), packed)

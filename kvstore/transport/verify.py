@@ -6,7 +6,8 @@ behind its delivery while the processor still has it in its cache. Hashing the s
 accept what changes or tears on the way.
 """
 
-from kvstore.block import FormatFault, Header, Leaf, parse_header
+from kvstore.block import FormatFault, Header, parse_header
+from kvstore.leaf_table import Leaves
 from kvstore.transport.base import CellRead
 
 
@@ -20,10 +21,10 @@ def header_of(read: CellRead, page: bytes | memoryview) -> Header | FormatFault:
     return header if header.payload_bytes == read.length else FormatFault.BAD_LENGTH
 
 
-def leaves_for(read: CellRead, header: Header) -> tuple[Leaf, ...] | FormatFault:
+def leaves_for(read: CellRead, header: Header) -> Leaves | FormatFault:
     """The leaves that the payload behind this header goes into, if it fits them."""
     leaves = read.leaves
     if len(leaves) != len(header.leaf_digests):
         return FormatFault.BAD_LEAVES
-    fits = sum(leaf.nbytes for leaf in leaves) == header.payload_bytes
+    fits = leaves.sizes.sum() == header.payload_bytes
     return leaves if fits else FormatFault.BAD_LENGTH

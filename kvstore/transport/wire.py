@@ -12,8 +12,9 @@ import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from kvstore.block import Leaf
+from kvstore.block import Leaf, Seeds
 from kvstore.clock import Deadline
+from kvstore.leaf_table import Leaves
 from kvstore.leaves import Arrived, receive
 
 CONNECT_S = 0.25
@@ -84,7 +85,7 @@ class Wire:
         """Send leaves one after the other, head by head."""
         self.send(*(segment for leaf in leaves for segment in _segments(leaf)))
 
-    def receive_leaves(self, leaves: Sequence[Leaf], seeds: Sequence[int]) -> Arrived:
+    def receive_leaves(self, leaves: Leaves, seeds: Seeds) -> Arrived:
         """Fill leaves one after the other, straight into where they lie, and hash them there."""
         return receive(self, leaves, seeds)
 

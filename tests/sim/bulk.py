@@ -60,7 +60,7 @@ class SimBulk:
             if not remaining_s:
                 break
             leaves = [leaf.tobytes() for leaf in cell.leaves]
-            digests = tuple(leaf_digests(cell.key, cell.cell, cell.leaves))
+            digests = tuple(leaf_digests(cell.key, cell.cell, list(cell.leaves)))
             header = Header(
                 cell.key, cell.cell, cell.tokens, cell.length, cell.depth, cell.span, digests
             ).pack()
@@ -104,7 +104,7 @@ class SimBulk:
             if random.random() < self._network.weather.flips:
                 arrived[random.randrange(len(arrived))] ^= 1 << random.randrange(8)
             np.copyto(target, arrived.reshape(target.shape))
-        seen = tuple(leaf_digests(cell.key, cell.cell, cell.leaves))
+        seen = tuple(leaf_digests(cell.key, cell.cell, list(cell.leaves)))
         return ReadOutcome.VERIFIED if seen == header.leaf_digests else ReadOutcome.CORRUPT
 
 

@@ -65,7 +65,7 @@ def test_hold_a_node_killed_in_the_middle_of_a_read_costs_the_rest_of_it(
     content = [world.leaves(shapes) for _ in range(12)]
     reads = [world.stored(leaves) for leaves in content]
     transport = TcpTransport(bulk.address, connections=1)
-    deadline = Deadline.after(KillingClock(bulk.pid, reads[1].leaves[0]), 30.0)
+    deadline = Deadline.after(KillingClock(bulk.pid, next(iter(reads[1].leaves))), 30.0)
     outcomes = transport.read(reads, deadline)
     transport.close()
     assert outcomes[0] is ReadOutcome.VERIFIED

@@ -8,14 +8,12 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
-from kvstore.errors import GeometryError
 from kvstore.fs import LinuxFileSystem
+from kvstore.leaf_table import Leaves
 from kvstore.leaves import PythonMover, movers
 from kvstore.transport.base import ReadOutcome, Transport, WriteOutcome, Written
 from kvstore.transport.frame import CELLS_PER_REQUEST_MAX
@@ -223,21 +221,6 @@ def test_past_the_deadline_nothing_moves(world: World, transport: Transport) -> 
     assert not world.tier.arena.view(write.offset, 4096 + write.length).any()
 
 
-def test_leaves_that_cannot_be_filled_are_the_callers_bug(
-    world: World, transport: Transport
-) -> None:
-    read = world.stored(world.leaves())
-    bad_leaves: tuple[npt.NDArray[Any], ...] = (
-        np.zeros((2, 16, 48), np.uint8)[:, :, ::2],
-        np.zeros((2, 32, 24), np.uint8)[:, ::2],
-        np.zeros((2, 16, 6), np.float32),
-        np.zeros((2, 16 * 24), np.uint8),
-    )
-    for bad in bad_leaves:
-        with pytest.raises(GeometryError, match="each head contiguous"):
-            transport.read([into(read, bad, *read.leaves[1:])], soon())
-
-
 def test_a_slot_that_is_not_reserved_is_not_written(world: World, transport: Transport) -> None:
     held = world.stored(world.leaves())
     aborted = world.reserved(world.leaves())
@@ -260,8 +243,8 @@ def test_a_write_longer_than_its_reservation_is_not_written(
 ) -> None:
     write = world.reserved(world.leaves())
     neighbour = world.stored(world.leaves())
-    more = (*write.leaves, *world.leaves(((2, 16, 400),)))
-    longer = replace(write, length=sum(leaf.nbytes for leaf in more), cut=lambda: more)
+    more = Leaves.of((*write.leaves, *world.leaves(((2, 16, 400),))))
+    longer = replace(write, length=int(more.sizes.sum()), leaves=more)
     assert transport.write([longer], soon()) == [Written(WriteOutcome.GONE)]
     assert transport.read([neighbour], soon()) == [ReadOutcome.VERIFIED]
 

@@ -17,6 +17,7 @@ import pytest
 
 from kvstore.clock import Deadline, SystemClock
 from kvstore.errors import UsageError
+from kvstore.leaf_table import Leaves
 from kvstore.transport import frame
 from kvstore.transport.base import CellRead, ReadOutcome, WriteOutcome
 from kvstore.transport.tcp import TcpTransport
@@ -163,7 +164,7 @@ def test_a_server_that_says_nothing_costs_the_deadline_and_no_more() -> None:
     with accepting(held.append) as address:
         transport = TcpTransport(address)
         deadline = Deadline.after(SystemClock(), 0.1)
-        read = CellRead(bytes(32), 0, 0, 0, 0, 0, 0, tuple)
+        read = CellRead(bytes(32), 0, 0, 0, 0, 0, 0, Leaves.of(()))
         assert transport.read([read], deadline) == [ReadOutcome.FAILED]
         transport.close()
     for connected in held:

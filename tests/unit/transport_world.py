@@ -3,7 +3,7 @@
 import random
 import socket
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +13,7 @@ import numpy as np
 from kvstore.block import HEADER_BYTES, Leaf
 from kvstore.clock import Deadline, ManualClock, SystemClock
 from kvstore.fs import LinuxFileSystem
+from kvstore.leaf_table import Leaves
 from kvstore.tiers.host import HostTier
 from kvstore.tiers.tier import Commitment, NewCell
 from kvstore.transport.base import CellRead, CellWrite, WriteOutcome
@@ -69,7 +70,7 @@ class World:
         record = self.tier.table.slots[slot]
         generation, offset = int(record["generation"]), int(record["offset"])
         place = (int(slot), generation, offset)
-        return CellWrite(key, cell, *place, tokens, 3, 77, length, lambda: leaves)
+        return CellWrite(key, cell, *place, tokens, 3, 77, length, Leaves.of(leaves))
 
     def stored(self, leaves: tuple[Leaf, ...], cell: int = 0) -> CellRead:
         """A cell that is held, and a read of it into zeroed leaves."""
@@ -81,10 +82,10 @@ class World:
     def committed(self, write: CellWrite, header_digest: int) -> CellRead:
         """Make a written cell visible; a read of it."""
         assert self.tier.commit(write.slot, header_digest) is Commitment.STORED
-        empty = tuple(np.zeros_like(leaf) for leaf in write.leaves)
+        empty = Leaves.of([np.zeros_like(leaf) for leaf in write.leaves])
         return CellRead(
             write.key, write.cell, write.slot, write.generation, write.offset, write.length,
-            header_digest, lambda: empty,
+            header_digest, empty,
         )  # fmt: skip
 
     def flip(self, read: CellRead, at: int) -> None:
@@ -97,10 +98,10 @@ class World:
 
 def into(read: CellRead, *leaves: Leaf) -> CellRead:
     """The same read with other leaves."""
-    return replace(read, cut=lambda: leaves)
+    return replace(read, leaves=Leaves.of(leaves))
 
 
-def same(some: Sequence[Leaf], others: Sequence[Leaf]) -> bool:
+def same(some: Iterable[Leaf], others: Iterable[Leaf]) -> bool:
     return all(np.array_equal(a, b) for a, b in zip(some, others, strict=True))
 
 

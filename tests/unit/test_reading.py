@@ -1,0 +1,86 @@
+"""Reading from another node: what it still has of a plan comes, and only that."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from kvstore.access import NodeAccess
+from kvstore.client import Samovar
+from kvstore.clock import Deadline, ManualClock
+from kvstore.key import Keys
+from kvstore.plan import OWN_NODE, Fetched, Plan
+from kvstore.reading import read
+from kvstore.routes import OneNode
+from kvstore.table import Cells
+from tests.one_prompt import BLOCK, NAMESPACE, PROMPT, Rows
+
+OTHER = 1
+CLOCK = ManualClock()
+SOURCE = Rows(100, seed=1)
+
+
+class Elsewhere(OneNode):
+    """An embedded tier seen from outside; remembers which keys it had to say that it has not."""
+
+    def __init__(self, tier: Samovar) -> None:
+        own = tier._routes
+        table = own.own_table()
+        assert table is not None
+        super().__init__(own.access(OWN_NODE), own.transport(OWN_NODE), table, BLOCK)
+        self.missing: list[bytes] = []
+
+    def access(self, node: int) -> NodeAccess:
+        return super().access(OWN_NODE)
+
+    def refuted(self, node: int, keys: Keys, cells: Cells, spans: npt.NDArray[np.uint64]) -> None:
+        assert node == OTHER
+        self.missing += [key.tobytes() for key in keys]
+
+
+Seen = tuple[Plan, Elsewhere]
+
+
+@pytest.fixture
+def seen() -> Iterator[Seen]:
+    """A plan of all of a prompt, as a directory tells it: keys, and which node has them."""
+    with Samovar.open(4 << 20, clock=CLOCK, block_tokens=BLOCK) as tier:
+        tier.put(NAMESPACE, PROMPT, SOURCE)
+        plan = tier.longest_prefix(NAMESPACE, PROMPT)
+        zeros = {
+            name: np.zeros_like(getattr(plan, name))
+            for name in ("slots", "generations", "offsets", "lengths", "header_digests")
+        }
+        yield replace(plan, nodes=np.full_like(plan.nodes, OTHER), **zeros), Elsewhere(tier)
+
+
+def fetched(plan: Plan, rows: Rows, routes: Elsewhere) -> Fetched:
+    with ThreadPoolExecutor(1) as workers:
+        return read(plan, rows, routes, workers, Deadline.after(CLOCK, 5.0))
+
+
+def test_all_that_another_node_has_comes(seen: Seen) -> None:
+    plan, routes = seen
+    rows = Rows(100)
+    answer = fetched(plan, rows, routes)
+    assert (answer.tokens, dict(answer.failures)) == (96, {})
+    assert dict(answer.by_source) == {"local": 0, "remote": 96, "nvme": 0}
+    assert np.array_equal(rows.kv[:, :, :96], SOURCE.kv[:, :, :96])
+    assert routes.missing == []
+
+
+@pytest.mark.parametrize("lost", [0, 2, 5])
+def test_what_it_has_no_more_ends_the_prefix(seen: Seen, lost: int) -> None:
+    plan, routes = seen
+    plan.keys[lost] ^= 1
+    rows, cells = Rows(100), plan.nodes.shape[1]
+    answer = fetched(plan, rows, routes)
+    assert (answer.tokens, dict(answer.failures)) == (lost * BLOCK, {"GONE": cells})
+    there = [block for block in range(plan.blocks) if block != lost]
+    for block in there:
+        part = slice(block * BLOCK, (block + 1) * BLOCK)
+        assert np.array_equal(rows.kv[:, :, part], SOURCE.kv[:, :, part]), f"block {block}"
+    assert routes.missing == [plan.keys[lost].tobytes()] * cells
