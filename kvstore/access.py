@@ -67,7 +67,7 @@ class NodeAccess(Protocol):
 
     def discard(self, damaged: Sequence[Damage]) -> int: ...
 
-    def touch(self, keys: Keys, mask: int, same_use: bool = False) -> int: ...
+    def touch(self, keys: Keys, mask: int, session: int = 0, operation: int = 0) -> int: ...
 
     def stats(self) -> NodeStats: ...
 
@@ -128,9 +128,9 @@ class InProcessNode:
         with self._lock:
             return self._node.discard(damaged)
 
-    def touch(self, keys: Keys, mask: int, same_use: bool = False) -> int:
+    def touch(self, keys: Keys, mask: int, session: int = 0, operation: int = 0) -> int:
         with self._lock:
-            return self._node.touch(keys, mask, same_use)
+            return self._node.touch(keys, mask, session, operation)
 
     def stats(self) -> NodeStats:
         with self._lock:

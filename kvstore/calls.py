@@ -197,11 +197,11 @@ class HoldReply:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CarryRequest:
-    """Cells of a hold of node ``origin`` that another node is to keep as well, a row each.
+    """Cells of a hold that ``origin`` has and another node is to keep as well, a row each.
 
     ``more_bytes`` is what will be asked for besides, so that a copy that does not fit is declined
-    before any of it is sent. ``age_ms`` is how long ago a client asked for the hold last: a release
-    since then ends it. ``tenant_epoch`` is the hold's.
+    before any of it is sent. ``granter``, ``grant``, ``released`` and ``tenant_epoch`` are the
+    hold's (``kvstore.hold``).
     """
 
     tenant: bytes
@@ -212,7 +212,9 @@ class CarryRequest:
     sizes_bytes: npt.NDArray[np.uint64]
     more_bytes: int
     ttl_ms: int
-    age_ms: int
+    granter: str
+    grant: int
+    released: int
     tenant_epoch: int
 
 

@@ -221,7 +221,8 @@ class Samovar:
             access = self._routes.write_route().access
             access.touch(used.keys, plan.mask)
             if used.blocks < plan.blocks:
-                access.touch(plan.keys, plan.mask, same_use=True)  # one stamp for the whole chain
+                # The same use: one stamp for the whole chain.
+                access.touch(plan.keys, plan.mask, access.session, next(self._operations))
 
     def delete(
         self,

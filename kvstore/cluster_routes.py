@@ -1,8 +1,8 @@
-"""Routes into a cluster: the map, connections to its nodes, and who holds what.
+"""Routes into a cluster: the map, ways to its nodes, and who holds what.
 
     entry node ──(session stream)──> newest map, unreachable nodes
     own node    the one whose host identity is ours: its arena is mapped
-    other nodes connections are opened when first needed, and rested after a failure
+    other nodes over sockets (``kvstore.contacts``)
 
 Everything here is soft: a stale map, a dead home or a node that does not answer makes prefixes
 shorter, and is said once in the log. Does not cover: what is asked (``kvstore.search``).
@@ -10,8 +10,8 @@ shorter, and is said once in the log. Does not cover: what is asked (``kvstore.s
 
 import logging
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,8 @@ import numpy.typing as npt
 from kvstore.access import NodeAccess
 from kvstore.calls import NodeIdentity
 from kvstore.clock import Clock
-from kvstore.cluster_map import ClusterMap, NodeInfo
+from kvstore.cluster_map import ClusterMap
+from kvstore.contacts import Contact, Contacts
 from kvstore.errors import ConfigError, StateError, UnavailableError
 from kvstore.fs import LinuxFileSystem
 from kvstore.holders import Located
@@ -30,19 +31,18 @@ from kvstore.placement import homes_of
 from kvstore.plan import OWN_NODE
 from kvstore.routes import WriteRoute
 from kvstore.rpc.client import ControlClient, StaleMap
-from kvstore.rpc.wire import CALL_DEADLINE_S, CONTACT_S
+from kvstore.rpc.wire import CALL_DEADLINE_S
 from kvstore.sessions import SESSION_DEAD_S
 from kvstore.table import Cells, KeyTable
 from kvstore.transport.base import Transport
 from kvstore.transport.local import LocalTransport
-from kvstore.transport.tcp import TcpTransport
 
 log = logging.getLogger(__name__)
 
-REST_S = 1.0
-"""How long a node that failed is left alone: the breaker's open time."""
 INTRODUCED_MAX = 8
 """In larger clusters a client connects to the nodes that it turns out to need."""
+PARTING_S = 1.0
+"""How often it is looked whether nodes have left the map."""
 
 
 @dataclass(slots=True)
@@ -52,16 +52,6 @@ class _Own:
     identity: NodeIdentity
     table: KeyTable
     transport: LocalTransport
-
-
-@dataclass(slots=True)
-class _Peer:
-    """A node over sockets: connections, and until when to leave it alone."""
-
-    info: NodeInfo
-    control: ControlClient
-    bulk: TcpTransport
-    rest_until_s: float = 0.0
 
 
 class ClusterRoutes:
@@ -76,18 +66,14 @@ class ClusterRoutes:
         call_deadline_s: float = CALL_DEADLINE_S,
     ) -> None:
         self._entry = entry
-        self._call_deadline_s = call_deadline_s
         self._host_id = host_id
-        self._token = token
-        self._clock = clock
         self._fs = LinuxFileSystem()
         self._lock = threading.Lock()
         self._own: _Own | None = None
-        self._peers: dict[int, _Peer] = {}
+        self._contacts = Contacts(entry, token, clock, call_deadline_s)
         self._newer: ClusterMap | None = None
-        self._introducing = threading.Thread(
-            target=self._introduce, name="samovar-introduce", daemon=True
-        )
+        self._closing = threading.Event()
+        self._attending = threading.Thread(target=self._attend, name="samovar-attend", daemon=True)
 
     @classmethod
     def open(
@@ -107,7 +93,7 @@ class ClusterRoutes:
             raise
         routes = cls(entry, host_id, token, clock, call_deadline_s)
         routes._newer = hello.map  # the session's own news of it may still be on their way
-        routes._introducing.start()
+        routes._attending.start()
         return routes
 
     @property
@@ -139,8 +125,7 @@ class ClusterRoutes:
         return found.without(self._hidden(found))
 
     def epoch_of(self, tenant: bytes) -> int:
-        told = [peer.control.told_epoch_of(tenant) for peer in list(self._peers.values())]
-        return max([self._entry.life.epoch_of(tenant), *told])
+        return max(self._entry.life.epoch_of(tenant), self._contacts.told_epoch_of(tenant))
 
     def is_told(self) -> bool:
         """A session with any node tells of all erasures, of those before it first.
@@ -149,21 +134,21 @@ class ClusterRoutes:
         """
         if self._entry.has_session():
             return True
-        indexes = dict.fromkeys([*self._peers, *(n.index for n in self.map.nodes[:INTRODUCED_MAX])])
-        controls = map(self._usable, indexes)
+        few = (info.index for info in self.map.nodes[:INTRODUCED_MAX])
+        controls = map(self._usable, dict.fromkeys([*self._contacts.indexes, *few]))
         return any(control is not None and control.has_session() for control in controls)
 
     def access(self, node: int) -> NodeAccess:
         if node == OWN_NODE or self._is_entry(node):
             return self._entry
-        return self._peer(node).control
+        return self._contact(node).control
 
     def is_own(self, node: int) -> bool:
         return node in (OWN_NODE, self._own_index())
 
     def transport(self, node: int) -> Transport:
         if not self.is_own(node):
-            return self._peer(node).bulk
+            return self._contact(node).bulk
         own = self._mapped()
         if own is None:
             raise UnavailableError("the own node's arena is not mapped")
@@ -177,17 +162,10 @@ class ClusterRoutes:
         entry = next((n for n in self.map.nodes if n.node_id == identity.node_id), None)
         if entry is None:
             raise UnavailableError(f"{identity.node_id} is not in the cluster map yet")
-        return WriteRoute(self._entry, self._peer(entry.index).bulk)
+        return WriteRoute(self._entry, self._contact(entry.index).bulk)
 
-    @contextmanager
-    def guarding(self, node: int) -> Iterator[None]:
-        """A failure of the node within the block makes it rest, and ends the block."""
-        try:
-            yield
-        except UnavailableError as fault:
-            self._rest(node, fault)
-        else:
-            self._rested(node)
+    def guarding(self, node: int) -> AbstractContextManager[None]:
+        return self._contacts.guarding(node)
 
     def refuted(self, node: int, keys: Keys, cells: Cells, spans: npt.NDArray[np.uint64]) -> None:
         cluster_map = self.map
@@ -205,15 +183,20 @@ class ClusterRoutes:
                     )
 
     def close(self) -> None:
-        self._introducing.join()
+        self._closing.set()
+        self._attending.join()
         with self._lock:
-            peers, self._peers = list(self._peers.values()), {}
             own, self._own = self._own, None
-        for peer in peers:
-            self._hang_up(peer)
+        self._contacts.close()
         if own is not None:
             own.transport.close()
         self._entry.close()
+
+    def _attend(self) -> None:
+        """What no request is to wait for."""
+        self._introduce()
+        while not self._closing.wait(PARTING_S):
+            self._contacts.part(self.map)
 
     def _introduce(self) -> None:
         """Connect ahead of the first request, where there are few enough nodes to know them all."""
@@ -221,7 +204,7 @@ class ClusterRoutes:
             nodes = self.map.nodes
             for info in nodes if len(nodes) <= INTRODUCED_MAX else ():
                 if not self._is_entry(info.index):
-                    self._peer(info.index)
+                    self._contact(info.index)
 
     def _locate(self, keys: Keys, spans: npt.NDArray[np.uint64]) -> Located | StaleMap:
         """Ask one home of each span, and the other where that one does not answer.
@@ -266,54 +249,17 @@ class ClusterRoutes:
         if self._is_entry(node):
             return self._entry
         try:
-            return self._peer(node).control
+            return self._contact(node).control
         except UnavailableError:
             return None
 
-    def _rested(self, node: int) -> None:
-        peer = self._peers.get(node)
-        if peer is not None and peer.rest_until_s:
-            log.warning("node %d answers again", node)
-            peer.rest_until_s = 0.0
-
-    def _rest(self, node: int, fault: UnavailableError) -> None:
-        peer = self._peers.get(node)
-        if peer is not None:
-            if peer.rest_until_s == 0.0:
-                log.warning("leaving node %d alone for a while: %s", node, fault)
-            peer.rest_until_s = self._clock.monotonic_s() + REST_S
-
-    def _peer(self, node: int) -> _Peer:
-        """A usable peer; connects on first use, and anew when the node has moved."""
+    def _contact(self, node: int) -> Contact:
         info = self.map.by_index(node)
         if info is None:
             raise UnavailableError(f"node {node} is not in the cluster map")
         if node in self._entry.unreachable:
             raise UnavailableError(f"node {node} is unreachable")
-        moved = None
-        with self._lock:
-            peer = self._peers.get(node)
-            if peer is not None and peer.info != info:
-                moved, peer = self._peers.pop(node), None
-            if peer is None:
-                control = self._entry if self._is_entry(node) else self._connected(info)
-                bulk = TcpTransport(info.bulk, self._token.encode() if self._token else None)
-                peer = self._peers[node] = _Peer(info, control, bulk)
-        if moved is not None:
-            self._hang_up(moved)  # which may take a while: nobody is to wait for the lock
-        if peer.rest_until_s > self._clock.monotonic_s():
-            raise UnavailableError(f"node {node} failed a moment ago")
-        return peer
-
-    def _connected(self, info: NodeInfo) -> ControlClient:
-        return ControlClient(
-            info.control, self._token, self._call_deadline_s, CONTACT_S, self._clock
-        )
-
-    def _hang_up(self, peer: _Peer) -> None:
-        if peer.control is not self._entry:
-            peer.control.close()
-        peer.bulk.close()
+        return self._contacts.at(info)
 
     def _is_entry(self, node: int) -> bool:
         info = self.map.by_index(node)
@@ -324,11 +270,11 @@ class ClusterRoutes:
 
         That is asked for what may be on its disk, if it has one: its table shows the rest.
         """
-        now_s = self._clock.monotonic_s()
         known = {info.index for info in self.map.nodes}
-        resting = {node for node, peer in self._peers.items() if peer.rest_until_s > now_s}
+        hidden = self._entry.unreachable | self._contacts.resting()
         own = None if self._entry.has_disk else self._own_index()
-        hidden = self._entry.unreachable | resting | (set() if own is None else {own})
+        if own is not None:
+            hidden |= {own}
         return frozenset(set(np.unique(found.nodes).tolist()) - known | hidden)
 
     def _own_index(self) -> int | None:

@@ -1,7 +1,9 @@
 """A hold: cells that a node has promised to keep, for whom, under which handle, until when.
 
 One with ``replicas`` has a copy on another node, its ``partner``. That carries it as a hold of its
-own, whose ``origin`` and first partner is the node that had it before.
+own, whose first partner is the node that had it before, and names it after the same *granter*: the
+node that a client asked. A granter numbers its *grants* in order, so that everybody can tell one of
+before a release from one of after it, however late either is heard of.
 
 It is of an epoch of its tenant, that of its blocks (``kvstore.tenants``): the tenant's erasure ends
 it, whenever this node hears of that, and leaves those of the new epoch alone.
@@ -28,8 +30,8 @@ Name = tuple[bytes, str, str]
 class Hold:
     """Different cells, a row each, until ``until_s`` (monotonic), at most ``ttl_ms`` from now.
 
-    ``born_s`` (monotonic) is when a client asked for it last, on whichever node. Nodes are named by
-    their ids; no ``origin``: a client asked this node.
+    Nodes are named by their ids. ``grant`` is the granter's last one of this name; those up to
+    ``released`` are over.
     """
 
     tenant: bytes
@@ -39,9 +41,10 @@ class Hold:
     sizes_bytes: Sizes
     ttl_ms: int
     until_s: float
-    born_s: float = 0.0
+    granter: str
+    grant: int
+    released: int = 0
     replicas: int = 1
-    origin: str = ""
     partner: str = ""
     tenant_epoch: int = 0
 
@@ -51,7 +54,7 @@ class Hold:
     @property
     def name(self) -> Name:
         """No two holds of a node have the same."""
-        return self.tenant, self.handle, self.origin
+        return self.tenant, self.handle, self.granter
 
     def select(self, rows: Rows) -> "Hold":
         """The same promise for some of the cells."""
@@ -71,9 +74,9 @@ class Hold:
     def joined(self, other: "Hold") -> "Hold":
         """The cells of both, until the later end, on as many nodes as the one that wants more.
 
-        If the other one is of a later epoch, this one is over.
+        If the other one is of a later epoch, or was granted after a release, this one is over.
         """
-        if other.tenant_epoch > self.tenant_epoch:
+        if other.tenant_epoch > self.tenant_epoch or other.released >= self.grant:
             return other
         more = other.without(self)
         later = max((self, other), key=lambda hold: hold.until_s)
@@ -81,7 +84,8 @@ class Hold:
             self,
             ttl_ms=later.ttl_ms,
             until_s=later.until_s,
-            born_s=max(self.born_s, other.born_s),
+            grant=max(self.grant, other.grant),
+            released=max(self.released, other.released),
             replicas=max(self.replicas, other.replicas),
             keys=np.concatenate([self.keys, more.keys]),
             cells=np.concatenate([self.cells, more.cells]),

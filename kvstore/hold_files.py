@@ -1,11 +1,12 @@
 """Hold files: a node's holds on disk, one small file each, replaced whole.
 
-    holds/<digest of tenant, handle and origin>
-    head (magic, tenant, epoch, until, ttl, born, counts)   names   keys   cells   sizes   checksum
+    holds/<digest of tenant, handle and granter>
+    head (magic, tenant, epoch, until, ttl, grant, released, counts)
+    names   keys   cells   sizes   checksum
 
-``until`` and ``born`` are wall time; a clock that was set back makes nobody's hold longer than it
-was promised. A file without cells says that a hold was released, and lies beside those that have
-some. A file that does not verify is said once, and dropped; so is one of another version.
+``until`` is wall time; a clock that was set back makes nobody's hold longer than it was promised. A
+file without cells says that a hold was released, and lies beside those that have some. A file that
+does not verify is said once, and dropped; so is one of another version.
 
 Does not cover: what a hold means (``kvstore.holds``).
 """
@@ -28,10 +29,11 @@ from kvstore.tenants import TENANT_BYTES
 log = logging.getLogger(__name__)
 
 HOLDS_FOLDER = "holds"
-_MAGIC = b"SMVHOLD3"
-_HEAD = struct.Struct(f"<8s{TENANT_BYTES}sQQQQIIIII")
-"""Magic, tenant, epoch, until, ttl, born, rows, replicas; bytes of handle, origin and partner."""
-_RELEASED = b"\0released"
+_MAGIC = b"SMVHOLD4"
+_HEAD = struct.Struct(f"<8s{TENANT_BYTES}sQQQQQIIIII")
+"""Magic, tenant, epoch, until, ttl, grant, released; rows, replicas; bytes of handle, granter and
+partner."""
+_HELD, _RELEASED = b"\0", b"\0released\0"
 _CHECKSUM_BYTES = 8
 _ROW_BYTES = KEY_BYTES + 1 + 8
 
@@ -63,11 +65,10 @@ class HoldFiles:
         """Durable when this returns; ``OSError`` says that the former one is there."""
         now_s, wall_ms = self._clock.monotonic_s(), self._clock.wall_ms()
         until_ms = wall_ms + max(0, round(1000 * (hold.until_s - now_s)))
-        born_ms = max(0, wall_ms - max(0, round(1000 * (now_s - hold.born_s))))
-        names = [text.encode() for text in (hold.handle, hold.origin, hold.partner)]
+        names = [text.encode() for text in (hold.handle, hold.granter, hold.partner)]
         head = _HEAD.pack(
-            _MAGIC, hold.tenant, hold.tenant_epoch, until_ms, hold.ttl_ms, born_ms, len(hold),
-            hold.replicas, *map(len, names),
+            _MAGIC, hold.tenant, hold.tenant_epoch, until_ms, hold.ttl_ms, hold.grant,
+            hold.released, len(hold), hold.replicas, *map(len, names),
         )  # fmt: skip
         arrays = hold.keys.tobytes() + hold.cells.tobytes() + hold.sizes_bytes.tobytes()
         data = head + b"".join(names) + arrays
@@ -100,8 +101,9 @@ class HoldFiles:
             log.warning("a hold that is over may come back at the next start: %s", fault)
 
     def _path(self, hold: Hold) -> Path:
-        kind = b"\0" + hold.origin.encode() if len(hold) else _RELEASED
-        name = blake3(hold.tenant + hold.handle.encode() + kind).hexdigest()
+        kind = _HELD if len(hold) else _RELEASED
+        said = hold.tenant + hold.handle.encode() + kind + hold.granter.encode()
+        name = blake3(said).hexdigest()
         return self._folder / name[:32]
 
 
@@ -111,12 +113,12 @@ def _parse(data: bytes, clock: Clock) -> Hold | None:
     if len(body) < _HEAD.size or xxh3_64_digest(body) != data[-_CHECKSUM_BYTES:]:
         return None
     magic, tenant, epoch, *rest = _HEAD.unpack_from(body)
-    until_ms, ttl_ms, born_ms, rows, replicas, *lengths = rest
+    until_ms, ttl_ms, grant, released, rows, replicas, *lengths = rest
     at = _HEAD.size + sum(lengths)
     if magic != _MAGIC or len(body) != at + rows * _ROW_BYTES:
         return None
     edges = pairwise(accumulate(lengths, initial=_HEAD.size))
-    handle, origin, partner = (body[start:stop].decode() for start, stop in edges)
+    handle, granter, partner = (body[start:stop].decode() for start, stop in edges)
     now_s, wall_ms = clock.monotonic_s(), clock.wall_ms()
     left_ms = min(until_ms - wall_ms, ttl_ms)
     cells_at, sizes_at = at + rows * KEY_BYTES, at + rows * (KEY_BYTES + 1)
@@ -128,9 +130,10 @@ def _parse(data: bytes, clock: Clock) -> Hold | None:
         sizes_bytes=np.frombuffer(body, np.uint64, rows, sizes_at),
         ttl_ms=ttl_ms,
         until_s=now_s + left_ms / 1000,
-        born_s=now_s - max(0, wall_ms - born_ms) / 1000,
+        granter=granter,
+        grant=grant,
+        released=released,
         replicas=replicas,
-        origin=origin,
         partner=partner,
         tenant_epoch=epoch,
     )

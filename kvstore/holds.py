@@ -10,15 +10,16 @@ A hold ends by itself; what is deleted, or turns out damaged, leaves it before t
 its tenant ends it, unless it is of the epoch that began then, or of a later one.
 
 Another node may ask for a copy of a hold of its own (``carry``): it is a hold like any other,
-within the same budget, and has its origin's id in its name. That a hold with copies was released
-is remembered for as long as it would have lasted, so that a node that was away does not bring it
-back.
+within the same budget, and has its granter's id in its name. Up to which grant a hold with copies
+was released is remembered for as long as it would have lasted, so that neither a node that was away
+nor a message that is late brings it back.
 
 Does not cover: where a cell is kept (``kvstore.protection``), holds on disk
 (``kvstore.hold_files``), who is asked to carry (``kvstore.replication``), readers
 (``kvstore.leases``).
 """
 
+import itertools
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -48,7 +49,7 @@ from kvstore.hold_files import HoldFiles
 from kvstore.key import Keys, as_keys
 from kvstore.lasting import Lasting
 from kvstore.protection import Protection
-from kvstore.tenants import EPOCH_MAX, TENANT_BYTES
+from kvstore.tenants import EPOCH_MAX, check_tenant
 from kvstore.tiers.behind import Behind
 from kvstore.tiers.host import HostTier
 from kvstore.tiers.nvme.record import PAGE_BYTES
@@ -74,7 +75,8 @@ class Holds:
         behind: Behind,
         clock: Clock,
         lasting: Lasting,
-        hold_bytes: int | None = None,
+        hold_bytes: int | None,
+        node_id: str,
     ) -> None:
         capacity_bytes = host.stats.capacity_bytes
         self.tenant_bytes_max = int(TENANT_SHARE * capacity_bytes)
@@ -86,6 +88,9 @@ class Holds:
         self._host = host
         self._behind = behind
         self._clock = clock
+        self._node_id = node_id
+        self._grants = itertools.count(host.incarnation << 32)
+        """Later ones than those of all its former lives."""
         self._protection = Protection(host, behind)
         self._files = HoldFiles(lasting, clock)
         found = self._files.read()
@@ -94,6 +99,7 @@ class Holds:
         self._states: dict[Name, CopyState] = {}
         self._settled_s = clock.monotonic_s()
         self._recount()
+        behind.follow(self._recount)
 
     def __len__(self) -> int:
         return len(self._holds)
@@ -120,14 +126,14 @@ class Holds:
         """Keep what is here of another node's hold, and say what is not; or decline all of it."""
         asked = self._carried(request)
         wanted = np.zeros(len(asked), np.bool_)
-        mark = self._released.get((request.tenant, request.handle, ""))
-        is_released = mark is not None and asked.born_s <= mark.born_s
-        if is_released or self._is_over(asked):
+        if self._is_over(asked):
             return CarryReply(HoldOutcome.RELEASED, wanted)
         news = ~asked.within(
             hold
             for hold in self._of(request.tenant)
-            if hold.handle == request.handle and hold.until_s >= asked.until_s - LATER_S
+            if hold.name == asked.name
+            and hold.grant >= asked.grant
+            and hold.until_s >= asked.until_s - LATER_S
         )
         if not news.any():
             return CarryReply(HoldOutcome.GRANTED, wanted)
@@ -143,9 +149,8 @@ class Holds:
         gone = [hold for hold in self._of(tenant) if hold.handle == handle]
         for hold in gone:
             self.end(hold)
-        copied = [hold for hold in gone if hold.replicas > 1]
-        if copied:
-            self._remember_release(max(copied, key=lambda hold: hold.until_s))
+            if hold.replicas > 1:
+                self._remember_release(hold)
         return bool(gone)
 
     def end_erased(self, epoch_of: Callable[[bytes], int]) -> None:
@@ -260,9 +265,10 @@ class Holds:
         return None if self._has_budget(hold, more_bytes) else HoldOutcome.OVER_BUDGET
 
     def _is_over(self, asked: Hold) -> bool:
-        """Whether its handle is in a later epoch already: then its tenant was erased since."""
+        """Whether it was released, or is in a later epoch already: its tenant was erased since."""
         former = self._holds.get(asked.name)
-        return former is not None and asked.tenant_epoch < former.tenant_epoch
+        is_erased = former is not None and asked.tenant_epoch < former.tenant_epoch
+        return is_erased or asked.grant <= self._last_released(asked.name)
 
     def _has_budget(self, hold: Hold, more_bytes: int) -> bool:
         """Whether what the tenant would hold then is no more than it may, or than now."""
@@ -284,27 +290,33 @@ class Holds:
             return None
         lengths = np.where(above.held, above.lengths, self._behind.locate(keys, cells).lengths)
         pages = -(-(lengths.astype(np.int64) + HEADER_BYTES) // PAGE_BYTES)
-        now_s = self._clock.monotonic_s()
+        until_s = self._clock.monotonic_s() + request.ttl_ms / 1000
+        released = self._last_released((request.tenant, request.handle, self._node_id))
         return Hold(
             request.tenant, request.handle, keys, cells, (pages * PAGE_BYTES).astype(np.uint64),
-            request.ttl_ms, now_s + request.ttl_ms / 1000, now_s, request.replicas,
+            request.ttl_ms, until_s, self._node_id, next(self._grants), released, request.replicas,
             tenant_epoch=request.tenant_epoch,
         )  # fmt: skip
 
     def _carried(self, request: CarryRequest) -> Hold:
         """What another node asks for as a hold of its own."""
         _check_promise(request)
-        now_s = self._clock.monotonic_s()
+        until_s = self._clock.monotonic_s() + request.ttl_ms / 1000
         asked = Hold(
             request.tenant, request.handle, request.keys, request.cells, request.sizes_bytes,
-            request.ttl_ms, now_s + request.ttl_ms / 1000, now_s - request.age_ms / 1000,
-            REPLICAS_MAX, request.origin, request.origin, request.tenant_epoch,
+            request.ttl_ms, until_s, request.granter, request.grant, request.released,
+            REPLICAS_MAX, request.origin, request.tenant_epoch,
         )  # fmt: skip
         if not 0 < len(set(asked.names())) == len(asked) <= CARRY_CELLS_MAX:
             raise UsageError(f"1 to {CARRY_CELLS_MAX} different cells are carried in one call")
-        if not request.origin:
-            raise UsageError("a copy has an origin: name the node")
+        if not (request.origin and request.granter and request.grant):
+            raise UsageError("a copy has an origin and a grant: name the nodes, and number it")
         return asked
+
+    def _last_released(self, name: Name) -> int:
+        """The last grant of that name of which this node knows that it is over."""
+        known = (self._released.get(name), self._holds.get(name))
+        return max((hold.released for hold in known if hold is not None), default=0)
 
     def _are_here(self, hold: Hold) -> Rows:
         above = self._host.find(hold.keys, hold.cells).held
@@ -312,11 +324,10 @@ class Holds:
         return here
 
     def _remember_release(self, hold: Hold) -> None:
-        """As of now, for as long as it would have lasted."""
-        mark = replace(
-            hold.select(np.zeros(len(hold), np.bool_)),
-            born_s=self._clock.monotonic_s(), origin="", partner="",
-        )  # fmt: skip
+        """With all grants of before, for as long as the longest of them would have lasted."""
+        longest = max(hold, self._released.get(hold.name, hold), key=lambda one: one.until_s)
+        none = np.zeros(len(longest), np.bool_)
+        mark = replace(longest.select(none), released=hold.grant, partner="")
         if mark.name not in self._released and len(self._released) >= HOLDS_MAX:
             first = min(self._released.values(), key=lambda one: one.until_s)
             del self._released[first.name]
@@ -376,9 +387,8 @@ class Holds:
 
 
 def _check_promise(request: HoldRequest | CarryRequest) -> None:
+    check_tenant(request.tenant)
     size_bytes = len(request.handle.encode())
-    if len(request.tenant) != TENANT_BYTES:
-        raise UsageError(f"a tenant has {TENANT_BYTES} bytes here: take its tenant_digest")
     if not 0 < size_bytes <= HANDLE_BYTES_MAX:
         raise UsageError(f"a handle has 1 to {HANDLE_BYTES_MAX} bytes, not {size_bytes}")
     if not 0 < request.ttl_ms <= HOLD_TTL_MS_MAX:

@@ -61,7 +61,7 @@ class Life:
         self._behind = behind
         self._clock = clock
         self._lasting = lasting
-        self.holds = Holds(tier, behind, clock, lasting, hold_bytes)
+        self.holds = Holds(tier, behind, clock, lasting, hold_bytes, node_id)
         self._deletes = Deletes(tier, behind, self.holds, clock, lasting)
         self.replication = Replication(self.holds, self._deletes.newest, clock, node_id, pace)
         self._epochs_version = 0

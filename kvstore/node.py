@@ -148,17 +148,15 @@ class Node:
         session = self._sessions.get(request.session)
         if session is None:
             return reply
-        if session.operation != request.operation:
-            session.operation = request.operation
-            session.stamp = self.tier.next_stamp()
+        stamp = self._sessions.stamp_of(request.session, request.operation)
         reply.refusals[:] = Refusal.NONE
         held = self.tier.find_for_writing(request.keys, request.cells)
         reply.outcomes[held.held] = CellOutcome.PRESENT
         rows, ttl_s = held.held, self._ttl_s(request)
-        self._touch(request.keys, request.cells, held.slots, rows, session.stamp, ttl_s)
+        self._touch(request.keys, request.cells, held.slots, rows, stamp, ttl_s)
         offer = Offer(
             request.keys, request.cells, request.tokens, request.lengths, request.depths,
-            request.spans, ttl_s, session.stamp,
+            request.spans, ttl_s, stamp,
         )  # fmt: skip
         absent = np.flatnonzero(~(held.held | self._refuse_buried(request, held.held, reply)))
         names = offer.rows(absent).names()
@@ -271,15 +269,16 @@ class Node:
             raise UsageError(f"{len(damaged)} damaged cells are over {DAMAGED_PER_CALL_MAX}")
         return sum(self._discard_one(one) for one in damaged)
 
-    def touch(self, keys: Keys, mask: int, same_use: bool = False) -> int:
+    def touch(self, keys: Keys, mask: int, session: int = 0, operation: int = 0) -> int:
         """Say that a prompt was used: one stamp for all its cells. Returns how many are here.
 
-        With ``same_use`` the node was told of it before: no cell is worth more to the disk by it.
+        With a ``session`` it is part of that one's ``operation``: the cells get the stamp that all
+        calls of it get, and none of them is worth more to the disk by it.
         """
         spread = every_cell(keys, mask)
         found = self.tier.find(*spread)
-        stamp = self.tier.next_stamp()
-        below = self._touch(*spread, found.slots, found.held, stamp, same_use=same_use)
+        stamp = self._sessions.stamp_of(session, operation)
+        below = self._touch(*spread, found.slots, found.held, stamp, is_use=not session)
         return int((found.held | below).sum())
 
     def stats(self) -> NodeStats:
@@ -318,12 +317,12 @@ class Node:
         rows: npt.NDArray[np.bool_],
         stamp: int,
         ttl_s: int | None = None,
-        same_use: bool = False,
+        is_use: bool = True,
     ) -> npt.NDArray[np.bool_]:
         """Cells were used, those of ``rows`` from the arena. Answers which are on the disk."""
         self.tier.touch(slots[rows], stamp, ttl_s)
         below = self.behind.touch(keys, cells, stamp, ttl_s)
-        if not same_use:
+        if is_use:
             self.behind.want(slots[rows & ~below])
         return below
 

@@ -299,7 +299,9 @@ class Replication:
             sizes_bytes=hold.sizes_bytes[rows],
             more_bytes=int(hold.sizes_bytes[rows[-1] + 1 :].sum()),
             ttl_ms=max(1, round(1000 * (hold.until_s - now_s))),
-            age_ms=max(0, round(1000 * (now_s - hold.born_s))),
+            granter=hold.granter,
+            grant=hold.grant,
+            released=hold.released,
             tenant_epoch=hold.tenant_epoch,
         )
 

@@ -4,6 +4,7 @@
     SESSION_DEAD_S                 without a beat
     RESERVATIONS_PER_SESSION_MAX   writes that it has not finished
     RESERVATION_S_MAX              how long it may take to finish one
+    OPERATIONS_PER_SESSION_MAX     operations that go on side by side
 
 What a session reserved and never finished is retired when the session ends, however it ends.
 Driven from the node's one thread. Does not cover: how much it may read (``kvstore.leases``), what
@@ -26,6 +27,8 @@ SESSIONS_MAX = 4096
 RESERVATIONS_PER_SESSION_MAX = 4096
 RESERVATION_S_MAX = 600.0
 """A writer that lives and has not said by then what became of its write never will."""
+OPERATIONS_PER_SESSION_MAX = 16
+"""An operation that so many others came after since its last call goes on with a newer stamp."""
 SESSION_DEAD_S = 2.0
 STALL_S = 0.5
 """What counts at most of the time between two ticks: for the rest the node itself stood still."""
@@ -35,12 +38,11 @@ STALL_S = 0.5
 class Session:
     """One client's; ``reserved`` says since when each slot is, in that order.
 
-    All calls of one ``operation`` get one LRU ``stamp``.
+    ``stamps`` are those of its operations, by number, whose call came last at the end.
     """
 
     beat_s: float
-    operation: int = -1
-    stamp: int = 0
+    stamps: dict[int, int] = field(default_factory=dict)
     reserved: dict[int, float] = field(default_factory=dict)
 
     def may_reserve(self, count: int) -> bool:
@@ -87,6 +89,17 @@ class Sessions:
             return False
         found.beat_s = self._clock.monotonic_s()
         return True
+
+    def stamp_of(self, session: int, operation: int) -> int:
+        """One LRU stamp for all calls of an operation; where no such session is, a new one."""
+        found = self._sessions.get(session)
+        if found is None:
+            return self._tier.next_stamp()
+        stamp = found.stamps.pop(operation, 0) or self._tier.next_stamp()
+        found.stamps[operation] = stamp
+        if len(found.stamps) > OPERATIONS_PER_SESSION_MAX:
+            del found.stamps[next(iter(found.stamps))]
+        return stamp
 
     def close(self, session: int) -> None:
         """End a session: its leases end, what it reserved and did not finish is retired."""

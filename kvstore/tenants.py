@@ -40,6 +40,12 @@ def tenant_digest(name: str) -> bytes:
     return blake3(name.encode(), derive_key_context="samovar 2026 tenant v1").digest(TENANT_BYTES)
 
 
+def check_tenant(tenant: bytes) -> None:
+    """Raises ``UsageError`` for what can be no ``tenant_digest``."""
+    if len(tenant) != TENANT_BYTES:
+        raise UsageError(f"a tenant has {TENANT_BYTES} bytes here: take its tenant_digest")
+
+
 @dataclass(frozen=True, slots=True)
 class EpochDigest:
     """How many tenants were erased, and the XOR of what names their epochs."""
@@ -127,8 +133,7 @@ class TenantEpochs:
 
         ``UnavailableError``: nothing was done, the epoch of now is unknown here.
         """
-        if len(tenant) != TENANT_BYTES:
-            raise UsageError(f"a tenant has {TENANT_BYTES} bytes here: take its tenant_digest")
+        check_tenant(tenant)
         self.mend()
         if not self.is_read:
             raise UnavailableError(f"{self._path}: no tenant is erased here before it can be read")

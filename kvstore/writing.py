@@ -80,7 +80,7 @@ def write(
     """Store the blocks of a put that are not there yet; one answer per call's worth of blocks."""
     answers = []
     if put.start:
-        _touch(put, access)  # lest the blocks before ``start`` make way for those behind them
+        _touch(put, access)
     for batch in _batches(put):
         cut = CellRows(put.namespace.grid, batch.cells, rows, batch.tokens)
         try:
@@ -88,16 +88,16 @@ def write(
         except UnavailableError as fault:
             batch.reasons[str(fault)] += 1
         answers.append(_stored(batch))
-    if put.start and answers:
-        # The blocks before ``start`` were not part of any Reserve: one stamp for the whole chain.
-        _touch(put, access)
     return answers
 
 
 def _touch(put: Put, access: NodeAccess) -> None:
-    """Keep the chain together. Whoever has used what is before ``start`` has said so."""
-    with suppress(UnavailableError):  # one that is lost costs a little LRU order, nothing else
-        access.touch(put.chain.keys, put.mask, same_use=True)
+    """Keep the chain together: what is before ``start`` is part of no Reserve, and has their stamp.
+
+    So it does not make way for what is behind it. Whoever has used it has said so.
+    """
+    with suppress(UnavailableError):  # one that is lost may cost a miss, nothing else
+        access.touch(put.chain.keys, put.mask, access.session, put.operation)
 
 
 def failed(put: Put, reason: str) -> Stored:
@@ -143,6 +143,7 @@ def _write_batch(
         return
     written = [Written(WriteOutcome.UNSENT)] * len(reserved)
     try:
+        # An engine that shows its rows wrongly says so here, before bytes move.
         writes = [_cell_write(batch, cut, reply, row, put) for row in reserved.tolist()]
         # Unless the transport itself says otherwise, nobody knows whether it has stopped writing.
         written = [Written(WriteOutcome.UNCERTAIN)] * len(reserved)

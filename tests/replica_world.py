@@ -92,6 +92,9 @@ class ReplicaWorld:
         self.fails_for_good = False
         self.is_lost: Callable[[str], bool] = lambda call: False
         self.during_parcel: Callable[[], None] = lambda: None
+        self.is_slow = False
+        """Surveys are not answered, and arrive with ``arrive``."""
+        self._under_way: list[Survey] = []
         self._operations = itertools.count(1)
         self._sizes = LeafSizes()
         pace = Pace(bytes_per_s, GRACE_S)
@@ -163,6 +166,13 @@ class ReplicaWorld:
                 world.node.tick()
                 self.replicate(name)
 
+    def arrive(self) -> None:
+        """The network is fast again, and what was on its way is there."""
+        self.is_slow, late = False, self._under_way
+        self._under_way = []
+        for step in late:
+            self.nodes[step.node].life.carry(step.request)
+
     def replicate(self, name: str) -> None:
         """All steps that a node has to do just now."""
         world = self.nodes[name]
@@ -212,6 +222,9 @@ class ReplicaWorld:
         except UnavailableError:
             return None
         if not self.reach(step.request.origin, step.node):
+            return None
+        if self.is_slow:
+            self._under_way.append(step)
             return None
         return self.nodes[step.node].life.carry(step.request)
 

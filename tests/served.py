@@ -7,8 +7,8 @@ test says so. Cells are written the way an engine of the same host does it.
 import asyncio
 import random
 import threading
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,8 +19,10 @@ from kvstore.arena import Arena
 from kvstore.block import Header, header_digest
 from kvstore.burials import BurialDigest
 from kvstore.calls import CellOutcome, NodeIdentity, ReserveReply, ReserveRequest
+from kvstore.client import Samovar
 from kvstore.clock import Deadline, ManualClock, SystemClock
 from kvstore.cluster_map import ClusterMap, NodeInfo
+from kvstore.config import ClientConfig
 from kvstore.directory import Directory
 from kvstore.fs import LinuxFileSystem
 from kvstore.key import Keys
@@ -180,6 +182,27 @@ class Served:
         for task in rest:
             task.cancel()
         await asyncio.gather(*rest, return_exceptions=True)
+
+
+@contextmanager
+def two_served(folder: Path) -> Iterator[tuple[Served, Served]]:
+    """Two nodes that have each other in their map, and as neighbours."""
+    with ExitStack() as stack:
+        nodes = []
+        for index in (1, 2):
+            (folder / str(index)).mkdir()
+            nodes.append(Served(folder / str(index), index=index))
+            stack.callback(nodes[-1].stop)
+        for node in nodes:
+            node.join(*nodes)
+        yield nodes[0], nodes[1]
+
+
+@contextmanager
+def client_of(served: Served) -> Iterator[Samovar]:
+    config = ClientConfig(address=(served.address,), host_id=served.node.identity.host_id)
+    with Samovar.from_config(config) as client:
+        yield client
 
 
 def fill(arena: Arena, request: ReserveRequest, reply: ReserveReply) -> Digests:

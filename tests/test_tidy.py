@@ -56,6 +56,7 @@ LAYERS: dict[str, int] = {
     "kvstore.rpc": WIRE,
     "kvstore.client": ENDS,
     "kvstore.entry": ENDS,
+    "kvstore.contacts": ENDS,
     "kvstore.cluster_routes": ENDS,
     "kvstore.server": ENDS,
     "kvstore.copier": ENDS,

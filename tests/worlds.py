@@ -159,5 +159,5 @@ def request_for(session: int, operation: int, cells: Sequence[NewCell]) -> Reser
         tokens=np.array([new.tokens for new in cells], np.uint32),
         depths=np.array([new.depth for new in cells], np.uint32),
         spans=np.array([new.span for new in cells], np.uint64),
-        ttl_s=cells[0].ttl_s,
+        ttl_s=cells[0].ttl_s if cells else 0,
     )  # fmt: skip

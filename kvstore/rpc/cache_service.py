@@ -139,7 +139,8 @@ class CacheService(CacheServicer):
     @answering(pb.TouchReply)
     def Touch(self, request: pb.TouchRequest) -> pb.TouchReply:
         keys = _probes(request.keys, request.mask)
-        return pb.TouchReply(cells=self._node.touch(keys, request.mask, request.same_use))
+        touched = self._node.touch(keys, request.mask, request.session, request.operation)
+        return pb.TouchReply(cells=touched)
 
     @answering(pb.StatsReply)
     def Stats(self, request: pb.StatsRequest) -> pb.StatsReply:

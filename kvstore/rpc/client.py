@@ -7,7 +7,7 @@ Does not cover: payload (``kvstore.transport``), which node to ask (``kvstore.se
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -122,9 +122,10 @@ class ControlClient:
         """Indexes of nodes that do not answer, as far as this node knows."""
         return self._session.unreachable
 
-    def told_epoch_of(self, tenant: bytes) -> int:
-        """A tenant's epoch, as far as this node has told; never waits."""
-        return self._session.told_epoch_of(tenant)
+    @property
+    def told_epochs(self) -> Mapping[bytes, int]:
+        """The epochs of the tenants that were erased, as far as this node has told."""
+        return self._session.epochs
 
     def has_session(self) -> bool:
         """Whether there is a session now. Waits for the first attempt to open one, never again."""
@@ -217,13 +218,14 @@ class ControlClient:
         request = cache_pb2.DiscardRequest(cells=cells)
         return int(self._call(self._cache.Discard, request).cells)
 
-    def touch(self, keys: Keys, mask: int, same_use: bool = False) -> int:
-        """Say that a prompt was used. Returns how many of its cells are there."""
+    def touch(self, keys: Keys, mask: int, session: int = 0, operation: int = 0) -> int:
+        """See ``Node.touch``; a prompt of several calls has one stamp if it names an operation."""
         held = 0
         # The deepest part first: no block may seem older than those that follow it.
         for part in reversed(_parts(keys, mask)):
-            packed = pack(part, np.uint8)
-            request = cache_pb2.TouchRequest(keys=packed, mask=mask, same_use=same_use)
+            request = cache_pb2.TouchRequest(
+                keys=pack(part, np.uint8), mask=mask, session=session, operation=operation
+            )
             held += self._call(self._cache.Touch, request).cells
         return held
 

@@ -29,7 +29,15 @@ from kvstore.holders import Located
 from kvstore.key import KEY_BYTES
 from kvstore.membership import Heartbeat
 from kvstore.rpc import cache_pb2, cluster_pb2, directory_pb2
-from kvstore.rpc.wire import WIRE_VERSION, invalid, pack, unpack, unpack_all, unpack_keys
+from kvstore.rpc.wire import (
+    WIRE_VERSION,
+    invalid,
+    known,
+    pack,
+    unpack,
+    unpack_all,
+    unpack_keys,
+)
 from kvstore.table import Cells
 from kvstore.tiers.nvme.spill import NvmeStats
 from kvstore.tiers.stats import HostStats
@@ -310,12 +318,8 @@ def answer_to_message(answer: Answer) -> directory_pb2.AnnounceReply:
 
 def answer_from_message(message: directory_pb2.AnnounceReply) -> Answer:
     """The other way; refuses a reception that we do not know."""
-    try:
-        reception = Reception(message.reception)
-    except ValueError:
-        raise invalid(f"reception {message.reception} is unknown") from None
     return Answer(
-        reception=reception,
+        reception=known(Reception, message.reception, "reception"),
         incarnation=message.incarnation,
         stream=message.stream,
         expected=message.expected,

@@ -21,7 +21,7 @@ from kvstore.calls import (
 from kvstore.life_access import Granted, Spread
 from kvstore.rpc import cache_pb2, cluster_pb2, convert
 from kvstore.rpc import life_pb2 as pb
-from kvstore.rpc.wire import invalid, pack, unpack, unpack_all, unpack_keys
+from kvstore.rpc.wire import invalid, known, pack, unpack, unpack_all, unpack_keys
 from kvstore.tenants import PAGE_TENANTS_MAX, TENANT_BYTES, EpochDigest, EpochPage
 
 PATIENCE_S_MAX = 60.0
@@ -138,7 +138,7 @@ def held_to_message(granted: Granted) -> pb.HoldReply:
 
 def held_from_message(message: pb.HoldReply) -> Granted:
     """The other way; refuses an outcome that we do not know."""
-    outcome = _hold_outcome(message.outcome)
+    outcome = known(HoldOutcome, message.outcome, "a hold's outcome")
     reply = HoldReply(outcome, message.held_bytes, message.budget_bytes)
     return Granted(reply, message.extended)
 
@@ -154,7 +154,9 @@ def carry_to_message(request: CarryRequest) -> pb.CarryRequest:
         sizes_bytes=pack(request.sizes_bytes, np.uint64),
         more_bytes=request.more_bytes,
         ttl_ms=request.ttl_ms,
-        age_ms=request.age_ms,
+        granter=request.granter,
+        grant=request.grant,
+        released=request.released,
         tenant_epoch=request.tenant_epoch,
     )
 
@@ -171,7 +173,9 @@ def carry_from_message(message: pb.CarryRequest) -> CarryRequest:
         sizes_bytes=unpack(message.sizes_bytes, np.uint64, len(keys), "sizes_bytes"),
         more_bytes=message.more_bytes,
         ttl_ms=message.ttl_ms,
-        age_ms=message.age_ms,
+        granter=message.granter,
+        grant=message.grant,
+        released=message.released,
         tenant_epoch=message.tenant_epoch,
     )
 
@@ -184,14 +188,7 @@ def carried_to_message(reply: CarryReply) -> pb.CarryReply:
 def carried_from_message(message: pb.CarryReply, cells: int) -> CarryReply:
     """The reply to a call about so many cells."""
     wanted = unpack(message.wanted, np.uint8, cells, "wanted").astype(np.bool_)
-    return CarryReply(_hold_outcome(message.outcome), wanted)
-
-
-def _hold_outcome(code: int) -> HoldOutcome:
-    try:
-        return HoldOutcome(code)
-    except ValueError:
-        raise invalid(f"outcome {code} of a hold is unknown") from None
+    return CarryReply(known(HoldOutcome, message.outcome, "a hold's outcome"), wanted)
 
 
 def tenant_of(data: bytes) -> bytes:
@@ -251,10 +248,7 @@ def inspected_from_message(
 
 
 def _mark_from_message(mark: pb.HoldMark) -> HoldMark:
-    try:
-        state = CopyState(mark.state)
-    except ValueError:
-        raise invalid(f"state {mark.state} of a hold's copies is unknown") from None
+    state = known(CopyState, mark.state, "the state of a hold's copies")
     return HoldMark(mark.handle, mark.remaining_ms, mark.replicas or 1, state)
 
 

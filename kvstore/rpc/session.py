@@ -10,7 +10,7 @@ has another number. Does not cover: the calls that a session is needed for (``cl
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -47,7 +47,7 @@ class Link:
 
 
 class SessionThread:
-    """Keeps one session open. ``map`` and ``unreachable`` are the node's latest word."""
+    """Keeps one session open; ``map``, ``unreachable``, ``epochs`` are the node's latest word."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class SessionThread:
     ) -> None:
         self.map = ClusterMap(0, ())
         self.unreachable: frozenset[int] = frozenset()
-        self._epochs: dict[bytes, int] = {}
+        self.epochs: Mapping[bytes, int] = {}
         """Of the tenants that were erased. Replaced, never changed."""
         self._address = address
         self._stub = stub
@@ -96,11 +96,7 @@ class SessionThread:
     def epoch_of(self, tenant: bytes) -> int:
         """A tenant's epoch, as far as any session has told. Waits as ``link`` does."""
         self._tried.wait(self._contact_s)
-        return self.told_epoch_of(tenant)
-
-    def told_epoch_of(self, tenant: bytes) -> int:
-        """``epoch_of``, without waiting."""
-        return self._epochs.get(tenant, 0)
+        return self.epochs.get(tenant, 0)
 
     def lost_s(self) -> float:
         """For how long there has been no session, 0 while there is one."""
@@ -198,10 +194,10 @@ class SessionThread:
 
     def _take_epochs(self, told: pb.TenantEpochs) -> None:
         page = life_messages.epochs_from_message(told)
-        epochs = dict(self._epochs)
+        epochs = dict(self.epochs)
         for tenant, epoch in zip(page.tenants, page.epochs.tolist(), strict=True):
             epochs[tenant.tobytes()] = max(epoch, epochs.get(tenant.tobytes(), 0))
-        self._epochs = epochs
+        self.epochs = epochs
         self._epochs_version = max(self._epochs_version, told.version)
 
     def _beats(self, incarnation: int, ended: threading.Event) -> Iterator[pb.Beat]:

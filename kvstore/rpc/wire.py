@@ -4,6 +4,7 @@ Covers: version, sizes, times and the token that both sides go by, and the check
 from outside. Does not cover: which message has which arrays (``kvstore.rpc.convert``).
 """
 
+from enum import IntEnum
 from typing import TypeVar
 
 import numpy as np
@@ -65,6 +66,7 @@ Metadata = tuple[tuple[str, str], ...]
 AUTHORIZATION = "authorization"
 
 Scalar = TypeVar("Scalar", np.uint8, np.uint16, np.uint32, np.uint64)
+Code = TypeVar("Code", bound=IntEnum)
 
 
 class WireFault(SamovarError):
@@ -93,6 +95,14 @@ def bearer(token: str | None) -> Metadata:
 def invalid(detail: str) -> WireFault:
     """The fault of a message that makes no sense."""
     return WireFault(pb.INVALID, detail)
+
+
+def known(kind: type[Code], code: int, what: str) -> Code:
+    """The member of an enum that a number stands for; raises ``WireFault`` where none does."""
+    try:
+        return kind(code)
+    except ValueError:
+        raise invalid(f"{what} {code} is unknown") from None
 
 
 def pack(array: npt.ArrayLike, scalar: type[Scalar]) -> bytes:

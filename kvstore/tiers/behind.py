@@ -6,7 +6,7 @@
 Does not cover: either tier, sessions and leases (``kvstore.node``).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,6 +53,8 @@ class Behind:
         self._is_left = False
         self._erasures: dict[int, Erasure] = {}
         """By ticket."""
+        self._epoch = nvme.epoch
+        self._followers: list[Callable[[], None]] = []
 
     @classmethod
     def nothing(cls, host: HostTier, clock: Clock, is_left: bool = False) -> "Behind":
@@ -71,6 +73,11 @@ class Behind:
     def epoch(self) -> int:
         """Grows when what is on the disk was replaced as a whole."""
         return self._nvme.epoch
+
+    def follow(self, follower: Callable[[], None]) -> None:
+        """Have this done with every new ``epoch``, before anything makes way for what is new."""
+        if self.has_disk:  # without one no cycle is to keep the memory of a tier that is over
+            self._followers.append(follower)
 
     def seal(self, sealed: bool) -> None:
         """Let nobody find what is on the disk for now, or again."""
@@ -184,6 +191,10 @@ class Behind:
         return self._nvme.metadata_bytes()
 
     def _take(self, done: Sequence[Done]) -> None:
+        if self._epoch != self._nvme.epoch:
+            self._epoch = self._nvme.epoch
+            for follower in self._followers:
+                follower()
         if self._nvme.phase is Phase.REFUSED:
             while self._erasures:
                 self._erasures.popitem()[1].is_owed = True

@@ -252,6 +252,12 @@ class Tier:
             nodes[index] = self.started(nodes[index].restarted())
             self.publish(*(node.info for node in nodes))
 
+    def restart_all(self, nodes: list[StorageNode], *order: int) -> None:
+        """Kill them all, then ``restart`` them."""
+        for node in nodes:
+            node.kill()
+        self.restart(nodes, *order)
+
     def client(self, node: StorageNode, host_id: str | None = None, **how: Any) -> Client:
         """A worker on the node's own host, unless it is said to be on another one."""
         client = Client(node.info, host_id, **how)

@@ -5,7 +5,7 @@ import pytest
 from kvstore.clock import ManualClock
 from kvstore.fs import LinuxFileSystem
 from kvstore.tiers.host import HostTier
-from tests.unit.test_membership import DETECTED_WITHIN_S, Simulation
+from tests.heartbeats import DETECTED_WITHIN_S, Simulation
 from tests.worlds import PAGE, new_cell, shared_folder, store
 
 BYTES_PER_BLOCK_MAX = 400

@@ -9,17 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from kvstore.client import Samovar
 from kvstore.key import Chain
 from tests.hold import prompts
 from tests.hold.processes import StorageNode, Tier, client_of, settles, stats_of
 from tests.hold.prompts import fetched, right
+from tests.hold.two_prompts import BLOCKS, GONE, KEPT, SPACE, TOKENS, finds_what_was_kept
 from tests.served import eventually
-
-TOKENS = 160
-BLOCKS = 10
-GONE, KEPT = 1, 2
-SPACE = prompts.namespace()
 
 
 def store(node: StorageNode, *stored: int) -> None:
@@ -66,10 +61,6 @@ def stays_away(nodes: list[StorageNode]) -> None:
         eventually(partial(is_buried, node))
 
 
-def finds_what_was_kept(reader: Samovar) -> bool:
-    return fetched(reader, KEPT, TOKENS) == TOKENS
-
-
 def is_buried(node: StorageNode) -> bool:
     """What a neighbour told of is buried when the disk has let go of it."""
     keys = Chain.of(SPACE, prompts.token_ids(GONE, TOKENS)).keys
@@ -89,9 +80,7 @@ def test_hold_a_delete_while_a_node_is_dead(tier: Tier, tmp_path: Path, on_disk:
     tier.restart(nodes, 1)
     stays_away(nodes)
     for order in ((0, 1), (1, 0)):
-        for node in nodes:
-            node.kill()
-        tier.restart(nodes, *order)
+        tier.restart_all(nodes, *order)
         stays_away(nodes)
     eventually(lambda: not stats_of(nodes[1]).is_sealed)
     store(nodes[1], GONE)
@@ -126,7 +115,5 @@ def test_hold_the_arena_of_a_node_that_was_lost_is_not_read_for_long(tier: Tier)
 def test_hold_all_nodes_die_right_after_the_answer(tier: Tier, tmp_path: Path) -> None:
     nodes = filled(tier, tmp_path)
     assert delete(nodes[0]) == ()
-    for node in nodes:
-        node.kill()
-    tier.restart(nodes, 0, 1)
+    tier.restart_all(nodes, 0, 1)
     stays_away(nodes)

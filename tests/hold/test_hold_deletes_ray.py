@@ -11,7 +11,7 @@ from kvstore.client import Samovar
 from kvstore.key import Chain
 from tests.hold import prompts
 from tests.hold.prompts import fetched, right
-from tests.hold.test_hold_deletes import GONE, KEPT, SPACE, TOKENS, finds_what_was_kept
+from tests.hold.two_prompts import GONE, KEPT, SPACE, TOKENS, finds_what_was_kept
 from tests.ray_tier import RayTier, eventually, ray_tier
 
 pytestmark = pytest.mark.cluster

@@ -160,9 +160,7 @@ def test_hold_a_delete_with_a_replica_elsewhere(
     tier.restart(nodes, down)
     stays_away(nodes)
     for order in ((0, 1), (1, 0)):
-        for node in nodes:
-            node.kill()
-        tier.restart(nodes, *order)
+        tier.restart_all(nodes, *order)
         stays_away(nodes)
 
 

@@ -10,7 +10,7 @@ from kvstore.client import Samovar
 from kvstore.key import Chain
 from tests.hold import prompts
 from tests.hold.prompts import right
-from tests.hold.test_hold_deletes import KEPT, SPACE, TOKENS, finds_what_was_kept
+from tests.hold.two_prompts import KEPT, SPACE, TOKENS, finds_what_was_kept
 from tests.ray_tier import eventually, ray_tier
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]

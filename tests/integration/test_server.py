@@ -178,16 +178,9 @@ def test_a_folder_in_use_is_refused_before_it_is_touched(
 
 def test_a_taken_port_is_refused_and_leaves_nothing(folder: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        config = NodeConfig(
-            state_folder=folder,
-            shm_folder=folder,
-            arena_bytes=node_process.ARENA_BYTES,
-            nvme_bytes=node_process.NO_DISK,
-            control_port=taken.getsockname()[1],
-        )
-        place = NodePlace(0, "node-0", folder / "state-0", folder / "arena-0")
+        server = server_in(folder, control_port=taken.getsockname()[1])
         with pytest.raises(StateError, match="choose another control_port"):
-            NodeServer(config, place).start()
+            server.start()
     assert not bulk_processes()
     with running(server_in(folder)) as info:
         assert info.incarnation == 2

@@ -241,8 +241,8 @@ class Access:
     def discard(self, damaged: Sequence[Damage]) -> int:
         return self.node.discard(damaged)
 
-    def touch(self, keys: Keys, mask: int, same_use: bool = False) -> int:
-        return self.node.touch(keys, mask, same_use)
+    def touch(self, keys: Keys, mask: int, session: int = 0, operation: int = 0) -> int:
+        return self.node.touch(keys, mask, session, operation)
 
     def stats(self) -> NodeStats:
         return self.node.stats()

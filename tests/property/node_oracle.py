@@ -57,8 +57,8 @@ class Held:
 @dataclass
 class Session:
     beat_s: float
-    operation: int = -1
-    stamp: int = 0
+    stamps: dict[int, int] = field(default_factory=dict)
+    """By operation."""
 
 
 @dataclass
@@ -96,6 +96,12 @@ class NodeOracle:
     def next_stamp(self) -> int:
         self.stamp += 1
         return self.stamp
+
+    def stamp_of(self, session: int, operation: int) -> int:
+        """One for all calls of an operation, if they come soon; of nobody's, one for each."""
+        stamps = self.sessions[session].stamps if session in self.sessions else {}
+        stamps[operation] = stamps.get(operation) or self.next_stamp()
+        return stamps[operation]
 
     def pinned(self, name: Name) -> bool:
         """By a reader, or by a promise."""

@@ -17,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from kvstore.arena import Arena
 from kvstore.config import ClientConfig
 from kvstore.namespace import Namespace
-from kvstore.plan import Plan
+from kvstore.plan import Plan, Stored
 from kvstore.sessions import SESSION_DEAD_S
 from kvstore.table import SlotState
 from kvstore.tiers.space import SWEEP_S
@@ -279,6 +279,29 @@ def test_a_put_does_not_evict_its_own_beginning() -> None:
         assert client.put(other, rest, Rows.right(other, rest)).complete
         assert client.put(space, prompt, Rows.right(space, prompt), start=2 * BLOCK).complete
         assert client.longest_prefix(space, [*prompt, 1]).tokens == len(prompt)
+    finally:
+        world.close()
+
+
+@pytest.mark.parametrize("writing", range(1, CELLS // 2))
+def test_a_put_keeps_its_own_beginning_when_nothing_else_may_leave(writing: int) -> None:
+    """Somebody else is writing so many of the twelve blocks that there is room for."""
+    world = World()
+    try:
+        client, (space, other) = world.clients[0].samovar, NAMESPACES
+        prompt, rest = [1] * (4 * BLOCK), [2] * (writing * BLOCK)
+        client.put(space, prompt[:BLOCK], Rows.right(space, prompt[:BLOCK]))
+        stored: list[Stored] = []
+
+        def meanwhile() -> None:
+            rows = Rows.right(space, prompt)
+            stored.append(client.put(space, prompt, rows, start=BLOCK, boundaries=(3, BLOCK + 4)))
+
+        world.clients[1].transport.before_write = meanwhile
+        assert world.clients[1].samovar.put(other, rest, Rows.right(other, rest)).complete
+        assert [one.stored for one in stored] == [min(5, CELLS // 2 - writing - 1)]
+        found = client.longest_prefix(space, [*prompt, 1])
+        assert found.tokens == BLOCK * min(4, CELLS // 2 - writing)
     finally:
         world.close()
 

@@ -18,14 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from kvstore.arena import Arena
 from kvstore.burials import BurialPage
-from kvstore.calls import (
-    CellOutcome,
-    HoldOutcome,
-    HoldRequest,
-    NodeIdentity,
-    ReserveReply,
-    ReserveRequest,
-)
+from kvstore.calls import CellOutcome, HoldOutcome, HoldRequest, NodeIdentity, ReserveReply
 from kvstore.clock import ManualClock
 from kvstore.fs import LinuxFileSystem, MemoryFiles
 from kvstore.lasting import Lasting
@@ -35,7 +28,16 @@ from kvstore.tenants import tenant_digest
 from kvstore.tiers.host import HostTier
 from kvstore.tiers.tier import NewCell, Refusal
 from tests.property.node_oracle import Held, Name, NodeOracle, Page, Session
-from tests.worlds import PAGE, cells_of, holds, new_cell, packed, shared_folder, write_cell
+from tests.worlds import (
+    PAGE,
+    cells_of,
+    holds,
+    new_cell,
+    packed,
+    request_for,
+    shared_folder,
+    write_cell,
+)
 
 FS = LinuxFileSystem()
 CAPACITY_PAGES = 7
@@ -45,6 +47,8 @@ TENANT = tenant_digest("acme")
 NUMBERS = st.integers(0, 3)
 PAGES = st.sampled_from([1, 2, 3, 1, CAPACITY_PAGES])
 TTLS = st.sampled_from([0, 1, 3])
+EARLIER = st.sampled_from([0, 0, 1, 2])
+"""Which operation a call is part of: a new one, or one of the last."""
 THEN = st.sampled_from([(), (), ("read",), ("hold",), ("read", "hold"), ("read", "delete")])
 SEVERAL = st.lists(NUMBERS, min_size=1, max_size=3)
 TICK_S = 0.125
@@ -129,11 +133,15 @@ class NodeMachine(RuleBasedStateMachine):
         if session in self.oracle.sessions:
             self.oracle.sessions[session].beat_s = self.clock.now_s
 
-    @rule(numbers=SEVERAL, pages=PAGES, ttl_s=TTLS, then=THEN)
-    def put(self, numbers: list[int], pages: int, ttl_s: int, then: tuple[str, ...]) -> None:
+    @rule(known=st.just([]) | SEVERAL, numbers=SEVERAL, pages=PAGES, ttl_s=TTLS, then=THEN)
+    def put(
+        self, known: list[int], numbers: list[int], pages: int, ttl_s: int, then: tuple[str, ...]
+    ) -> None:
         """What most clients do: reserve, write and commit, and soon use what they have put."""
-        before = len(self.tickets)
-        self.reserve_some(self.living_session(), numbers, pages, ttl_s)
+        before, session = len(self.tickets), self.living_session()
+        if known:
+            self.touch_some(known, session, self.any_operation(0))
+        self.reserve_some(session, numbers, pages, ttl_s, earlier=bool(known))
         for ticket in self.tickets[before:]:
             self.commit_ticket(ticket, True, 1)
         for use in then:
@@ -144,42 +152,41 @@ class NodeMachine(RuleBasedStateMachine):
             else:
                 self.delete_some(numbers, by_gossip=False)
 
-    @rule(data=st.data(), numbers=SEVERAL, pages=PAGES, ttl_s=TTLS, same_put=st.booleans())
+    @rule(data=st.data(), numbers=SEVERAL, pages=PAGES, ttl_s=TTLS, earlier=EARLIER)
     def reserve(
-        self, data: st.DataObject, numbers: list[int], pages: int, ttl_s: int, same_put: bool
+        self, data: st.DataObject, numbers: list[int], pages: int, ttl_s: int, earlier: int
     ) -> None:
-        self.operation -= same_put
-        self.reserve_some(self.any_session(data), numbers, pages, ttl_s)
+        self.reserve_some(self.any_session(data), numbers, pages, ttl_s, earlier)
 
-    def reserve_some(self, session: int, numbers: list[int], pages: int, ttl_s: int) -> None:
-        self.operation += 1
+    def any_operation(self, earlier: int) -> int:
+        """The number of a new one, or of one of the last."""
+        self.operation += not earlier
+        return self.operation - max(0, earlier - 1)
+
+    def reserve_some(
+        self, session: int, numbers: list[int], pages: int, ttl_s: int, earlier: int = 0
+    ) -> None:
+        operation = self.any_operation(earlier)
         cells = [cell(number, pages, ttl_s) for number in numbers]
-        reply = self.node.reserve(
-            ReserveRequest(
-                session, self.operation, packed([new.key for new in cells]),
-                cells_of(*(new.cell for new in cells)),
-                lengths=np.array([new.length for new in cells], np.uint32),
-                tokens=np.array([new.tokens for new in cells], np.uint32),
-                depths=np.array([new.depth for new in cells], np.uint32),
-                spans=np.array([new.span for new in cells], np.uint64),
-                ttl_s=ttl_s,
-            )
-        )  # fmt: skip
+        reply = self.node.reserve(request_for(session, operation, cells))
         if session not in self.oracle.sessions:
             assert set(reply.outcomes.tolist()) == {CellOutcome.REFUSED}
             assert set(reply.refusals.tolist()) == {Refusal.SESSION}
             return
         removed = [change for change in self.changes() if not change[1]]
-        self.foresee_reserve(session, cells, reply, [name for name, _ in removed])
+        stamp = self.oracle.stamp_of(session, operation)
+        self.foresee_reserve(session, cells, stamp, reply, [name for name, _ in removed])
 
     def foresee_reserve(
-        self, session: int, cells: list[NewCell], reply: ReserveReply, removed: list[Name]
+        self,
+        session: int,
+        cells: list[NewCell],
+        stamp: int,
+        reply: ReserveReply,
+        removed: list[Name],
     ) -> None:
         """Go through a reserve call row by row; the node must have evicted exactly ``removed``."""
         oracle, wall_ms = self.oracle, self.clock.wall_ms()
-        put = oracle.sessions[session]
-        if put.operation != self.operation:
-            put.operation, put.stamp = self.operation, oracle.next_stamp()
         names = [(new.key, new.cell) for new in cells]
         for name in dict.fromkeys(names):
             here = name in oracle.held and not oracle.pinned(name)
@@ -188,7 +195,7 @@ class NodeMachine(RuleBasedStateMachine):
                 oracle.drop(name)
         present = [name in oracle.held for name in names]
         for name in {name for name, here in zip(names, present, strict=True) if here}:
-            oracle.held[name].stamp = max(oracle.held[name].stamp, put.stamp)
+            oracle.held[name].stamp = max(oracle.held[name].stamp, stamp)
             oracle.held[name].slide(wall_ms, cells[0].ttl_s)
         for row, new in enumerate(cells):
             outcome, refusal = int(reply.outcomes[row]), int(reply.refusals[row])
@@ -199,9 +206,9 @@ class NodeMachine(RuleBasedStateMachine):
                 assert outcome == CellOutcome.BUSY
             elif pages > CAPACITY_PAGES:
                 assert (outcome, refusal) == (CellOutcome.REFUSED, Refusal.TOO_LARGE)
-            elif self.makes_room(pages, put.stamp, removed):
+            elif self.makes_room(pages, stamp, removed):
                 assert outcome == CellOutcome.RESERVED, "nothing is refused while there is room"
-                self.reserved(session, new, reply, row, put.stamp)
+                self.reserved(session, new, reply, row, stamp)
             else:
                 why = Refusal.SHRUNK if oracle.shrunk_below(pages) else Refusal.NO_ROOM
                 assert (outcome, refusal) == (CellOutcome.REFUSED, why)
@@ -314,7 +321,7 @@ class NodeMachine(RuleBasedStateMachine):
                 assert int(reply.generations[row]) == held.generation
         if found:
             self.oracle.lease(reply.lease, session, found, self.clock.now_s, lease_ms)
-            self.touched(set(found))
+            self.touched(set(found), self.oracle.next_stamp())
 
     @precondition(lambda self: self.oracle.leases)
     @rule(data=st.data())
@@ -324,13 +331,20 @@ class NodeMachine(RuleBasedStateMachine):
         self.node.release(session, number)
         self.oracle.forget_leases(lambda one, lease: (one, lease.session) == (number, session))
 
-    @rule(numbers=SEVERAL)
-    def touch(self, numbers: list[int]) -> None:
+    @rule(data=st.data(), numbers=SEVERAL, earlier=st.none() | EARLIER)
+    def touch(self, data: st.DataObject, numbers: list[int], earlier: int | None) -> None:
+        """By itself, or as part of what a session puts."""
+        if earlier is None:
+            self.touch_some(numbers, 0, 0)
+        else:
+            self.touch_some(numbers, self.any_session(data), self.any_operation(earlier))
+
+    def touch_some(self, numbers: list[int], session: int, operation: int) -> None:
         keys = [name_of(number)[0] for number in numbers]
         here = [(k, c) for k in keys for c in (0, 1)]
         visible = [name for name in here if self.oracle.visible(name, self.clock.wall_ms())]
-        assert self.node.touch(packed(keys), 0b11) == len(visible)
-        self.touched(set(visible))
+        assert self.node.touch(packed(keys), 0b11, session, operation) == len(visible)
+        self.touched(set(visible), self.oracle.stamp_of(session, operation))
 
     @rule(data=st.data(), by_gossip=st.booleans())
     def delete(self, data: st.DataObject, by_gossip: bool) -> None:
@@ -386,10 +400,9 @@ class NodeMachine(RuleBasedStateMachine):
         if handle in self.oracle.holds:
             self.oracle.release_hold(handle, self.clock.wall_ms())
 
-    def touched(self, names: set[Name]) -> None:
-        stamp = self.oracle.next_stamp()
+    def touched(self, names: set[Name], stamp: int) -> None:
         for name in names:
-            self.oracle.held[name].stamp = stamp
+            self.oracle.held[name].stamp = max(self.oracle.held[name].stamp, stamp)
             self.oracle.held[name].slide(self.clock.wall_ms(), None)
 
     @rule(ticks=st.integers(1, 12), beating=st.sampled_from([True, True, False]))

@@ -167,6 +167,11 @@ class SimClient:
         assert self.tier is not None
         self._keeper.hold(self.tier, prompt, ttl_s, replicas)
 
+    def release(self) -> None:
+        """End its last hold."""
+        assert self.tier is not None
+        self._keeper.release(self.tier, *self._keeper.handles.pop())
+
     def erase(self, tenant: str) -> None:
         """Have all that a tenant has stored out of reach."""
         assert self.tier is not None

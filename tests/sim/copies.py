@@ -53,7 +53,7 @@ class Copies:
         left = []
         for node in nodes:
             for hold in node.node.life.holds._holds.values():
-                what = f"{node.process.name}: the hold {hold.handle!r} from {hold.origin!r}"
+                what = f"{node.process.name}: the hold {hold.handle!r} of {hold.granter!r}"
                 left += [f"{what} {why}" for why in self._unfinished(node, hold, nodes)]
                 if is_all and self._vows.is_over(hold.handle):
                     left.append(f"{what} was released")
@@ -81,7 +81,7 @@ class Copies:
 
     def _vow(self, node: StorageNode, partner: StorageNode, hold: Hold, names: set[Name]) -> None:
         scheduler = node.process.scheduler
-        name = node.index, f"{hold.handle} from {hold.origin}"
+        name = node.index, f"{hold.handle} of {hold.granter}"
         self.seen += name not in self._complete
         self._complete.add(name)
         until_s = scheduler.now_s + SURE * (hold.until_s - node.machine.clock.monotonic_s())

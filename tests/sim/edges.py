@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Protocol, cast
 import grpc
 import numpy as np
 
-from kvstore import client, cluster_routes, copier, reading, replication
+from kvstore import client, cluster_routes, contacts, copier, reading, replication
 from kvstore.fs import FileSystem, Mapped
 from kvstore.rpc import cache_service, replicator, session
 from kvstore.table import SlotState
@@ -160,7 +160,8 @@ def simulated(
         (session, "threading", blocking),
         (cluster_routes, "threading", blocking),
         (cluster_routes, "LinuxFileSystem", file_system),
-        (cluster_routes, "TcpTransport", transport),
+        (contacts, "threading", blocking),
+        (contacts, "TcpTransport", transport),
         (client, "ThreadPoolExecutor", blocking.ThreadPoolExecutor),
         (reading, "wait", blocking.wait),
         (copier, "LinuxFileSystem", file_system),

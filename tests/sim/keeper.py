@@ -51,7 +51,8 @@ class Keeper:
         self._world = world
         self._process = process
         self._timed = timed
-        self._handles: list[tuple[str, str]] = []
+        self.handles: list[tuple[str, str]] = []
+        """Of the holds that it has, and their tenants."""
         self._number = 0
 
     def edition(self, tier: Samovar, prompt: Prompt, random: Random) -> Prompt:
@@ -67,8 +68,8 @@ class Keeper:
         tenant = prompt.namespace.tenant
         if choice < 0.15 and self._world.epochs.begun[tenant] < EDITIONS - 1:
             self.erase(tier, tenant)
-        elif choice < 0.35 and self._handles:
-            self.release(tier, *self._handles.pop(random.randrange(len(self._handles))))
+        elif choice < 0.35 and self.handles:
+            self.release(tier, *self.handles.pop(random.randrange(len(self.handles))))
         else:
             has_copy = self._world.replicates and random.random() < 0.7
             ttl_s = random.choice(COPIED_S if has_copy else HOLDS_S)
@@ -92,7 +93,7 @@ class Keeper:
             if world.scheduler.now_s - begun_s < CALL_DEADLINE_S:  # nobody was silent
                 self._end(tier, asked)
             return
-        self._handles.append((handle, tenant))
+        self.handles.append((handle, tenant))
         nodes = world.alive_nodes()
         if world.epochs.begun[tenant] > prompt.namespace.tenant_epoch:
             return  # a node may hear of that erasure at any time

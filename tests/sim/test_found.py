@@ -14,6 +14,7 @@ from kvstore.tiers.tier import Refusal
 from tests.sim.clients import SimClient
 from tests.sim.disk_promises import readable_on_disk
 from tests.sim.prompts import Prompt, Rows, delivered
+from tests.sim.scheduler import current
 from tests.sim.trouble import flip_bit
 from tests.sim.world import FAR, World
 from tests.worlds import new_cell
@@ -230,5 +231,36 @@ def test_a_tier_that_lost_its_memory_has_it_back_when_there_is_some() -> None:
         world.scheduler.run_until(world.scheduler.now_s + 5.0)
         world.act(FAR, read)
         assert found == [0, len(prompt.tokens) - 1]
+
+    world.play(scene)
+
+
+@pytest.mark.parametrize("late_s", [0.6, 1.5, 20.0])
+def test_a_copy_that_is_asked_for_before_a_release_and_late_ends_all_the_same(
+    late_s: float,
+) -> None:
+    world = World(6, machines=2, replicates=True)
+    prompt = max(world.prompts, key=lambda one: len(one.tokens))
+
+    def hold_and_release(client: SimClient) -> None:
+        client.hold(prompt, ttl_s=60.0, replicas=2)
+        current(world.scheduler).wait(None, 1.0)
+        client.release()
+
+    def holding() -> list[int]:
+        return [len(node.node.life.holds) for node in world.alive_nodes()]
+
+    def scene() -> None:
+        for machine in ("m0", "m1"):
+            put = partial(SimClient.put, prompt=prompt, mask=3, start=0, ttl_s=0)
+            world.act(machine, put)
+        world.network.held_up_s["Carry"] = late_s
+        world.act("m0", hold_and_release, look_s=0.01)
+        assert holding() == [0, 0]
+        world.network.held_up_s.clear()
+        world.scheduler.run_until(world.scheduler.now_s + late_s)
+        assert holding() == [0, 1], "it can't know"
+        world.scheduler.run_until(world.scheduler.now_s + 2.0)
+        assert holding() == [0, 0]
 
     world.play(scene)

@@ -143,9 +143,13 @@ class Vows:
 
 
 def kept(nodes: Iterable[StorageNode], tenant: str, handle: str) -> list[str]:
-    """Which nodes have a promise of that handle."""
-    name = tenant_digest(tenant), handle, ""
-    return [node.process.name for node in nodes if name in node.node.life.holds._holds]
+    """Which nodes have a promise of that handle that a client asked them for."""
+    digest = tenant_digest(tenant)
+    return [
+        node.process.name
+        for node in nodes
+        if (digest, handle, node.node.identity.node_id) in node.node.life.holds._holds
+    ]
 
 
 def lives_of(nodes: Iterable[StorageNode]) -> dict[int, int]:

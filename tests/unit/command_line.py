@@ -20,3 +20,11 @@ def samovar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         return code, output.out, output.err
 
     return command
+
+
+def refuses(run: Run, words: list[str], sentence: str) -> None:
+    """Bad input: one sentence, and code 2."""
+    code, _, complaint = run(*words)
+    assert code == 2
+    assert sentence in complaint
+    assert "Traceback" not in complaint

@@ -12,7 +12,7 @@ from kvstore.cluster_map import ClusterMap
 from kvstore.process import living
 from kvstore.state import ProcessRecord, Remains, TierFolder, TierRecord
 from tests.served import Served, two_nodes
-from tests.unit.command_line import Run, samovar
+from tests.unit.command_line import Run, refuses, samovar
 from tests.worlds import shared_folder
 
 
@@ -83,10 +83,7 @@ def test_commands_about_a_tier_offer_only_what_they_go_by(run: Run) -> None:
 def test_bad_input_gets_one_sentence_and_code_2(
     run: Run, tmp_path: Path, words: list[str], sentence: str
 ) -> None:
-    code, _, complaint = run(*words)
-    assert code == 2
-    assert sentence in complaint
-    assert "Traceback" not in complaint
+    refuses(run, words, sentence)
     assert not list(tmp_path.rglob("tier.json"))
 
 

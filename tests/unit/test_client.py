@@ -1,5 +1,6 @@
 """The client on an embedded tier: real arena, real copies, real digests, no server."""
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -8,43 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
-from kvstore.cell import Grid
 from kvstore.client import Samovar
 from kvstore.clock import ManualClock
 from kvstore.errors import ConfigError, GeometryError, UsageError
-from kvstore.namespace import Namespace
 from kvstore.rows import KVRows
+from tests.one_prompt import BLOCK, LAYERS, NAMESPACE, PROMPT, Rows, space
 from tests.worlds import shared_folder
 
-LAYERS, HEADS, ROW_BYTES, BLOCK = 3, 4, 8, 16
 ARENA_BYTES = 4 << 20
-
-
-class Rows:
-    """One prompt's KV, ``[layer][head, token, row]``."""
-
-    def __init__(self, tokens: int, heads: int = HEADS, seed: int | None = None) -> None:
-        shape = (LAYERS, heads, tokens, ROW_BYTES)
-        random = np.random.default_rng(seed)
-        self.kv = (
-            np.zeros(shape, np.uint8) if seed is None else random.integers(0, 256, shape, np.uint8)
-        )
-
-    def rows(self, layer: int, start: int, stop: int) -> npt.NDArray[np.uint8]:
-        view: npt.NDArray[np.uint8] = self.kv[layer][:, start:stop]
-        return view
-
-
-def space(tenant: str = "", weights: str = "w", kv_form: str = "form") -> Namespace:
-    grid = Grid((ROW_BYTES,) * LAYERS, HEADS, BLOCK, head_groups=2)
-    return Namespace(weights, kv_form, "float32", "gqa", grid, tenant=tenant)
-
-
-NAMESPACE = space()
-PROMPT = list(range(100, 200))
 
 
 @pytest.fixture
@@ -313,6 +287,23 @@ def test_closing_leaves_nothing_behind(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(UsageError, match="closed"):
         tier.longest_prefix(NAMESPACE, PROMPT)
+
+
+def test_the_memory_of_a_closed_tier_is_free_at_once(tmp_path: Path) -> None:
+    def is_mapped() -> bool:
+        return str(tmp_path) in Path("/proc/self/maps").read_text()
+
+    gc.disable()  # not when somebody collects what refers to itself
+    try:
+        tier = Samovar.open(ARENA_BYTES, tmp_path, block_tokens=BLOCK)
+        tier.put(NAMESPACE, PROMPT, Rows(100, seed=1))
+        assert got(tier, PROMPT)[0] == 96
+        assert is_mapped()
+        tier.close()
+        del tier
+        assert not is_mapped()
+    finally:
+        gc.enable()
 
 
 def test_a_forked_child_is_told_to_open_its_own(tier: Samovar) -> None:

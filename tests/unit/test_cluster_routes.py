@@ -11,7 +11,7 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from kvstore import cluster_routes
+from kvstore import cluster_routes, contacts
 from kvstore.clock import ManualClock
 from kvstore.cluster_map import ClusterMap, NodeInfo
 from kvstore.cluster_routes import ClusterRoutes
@@ -21,6 +21,7 @@ from kvstore.placement import homes
 from kvstore.plan import OWN_NODE
 from kvstore.rpc.client import ControlClient
 from kvstore.sessions import SESSION_DEAD_S
+from kvstore.tenants import tenant_digest
 from tests.served import Served, eventually, put, some_keys, two_nodes
 
 Away = Callable[[Path], AbstractContextManager[str]]
@@ -126,8 +127,9 @@ def test_another_tier_at_the_same_address_is_gone_by(folder: Path) -> None:
 
 def test_a_client_of_another_host_has_one_connection_to_its_entry(folder: Path) -> None:
     with ExitStack() as stack:
-        client = mock.patch.object(cluster_routes, "ControlClient", wraps=ControlClient)
-        opened = stack.enter_context(client)
+        opened = mock.Mock(wraps=ControlClient)
+        for module in (cluster_routes, contacts):
+            stack.enter_context(mock.patch.object(module, "ControlClient", opened))
         served = stack.enter_context(serving(folder / "a", 1, "tier"))
         routes = stack.enter_context(routes_to(served, "elsewhere"))
         assert routes.write_route().transport is routes.transport(1)
@@ -172,8 +174,8 @@ def test_who_has_moved_is_hung_up_on_without_making_others_wait(folder: Path) ->
         close = before.close
 
         def slowly() -> None:
-            assert routes._lock.acquire(blocking=False), "held while a connection is closed"
-            routes._lock.release()
+            assert routes._contacts._lock.acquire(blocking=False), "held while one is hung up on"
+            routes._contacts._lock.release()
             close()
 
         stack.enter_context(mock.patch.object(before, "close", slowly))
@@ -184,6 +186,60 @@ def test_who_has_moved_is_hung_up_on_without_making_others_wait(folder: Path) ->
         assert routes.access(2) is not before
         with pytest.raises(UnavailableError, match="was closed"):
             before.stats()
+
+
+def test_who_has_left_the_map_is_hung_up_on_but_not_amid_a_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster_routes, "PARTING_S", 0.01)
+    with ExitStack() as stack:
+        served, other = (stack.enter_context(serving(folder / n, 1, "tier")) for n in "ab")
+        cluster_map = with_others(served, other.address, 2, 3)
+        served.call(lambda: served.bulletin.post_map(cluster_map))
+        routes = stack.enter_context(routes_to(served, "host-1"))
+        eventually(lambda: routes.map.epoch == 2)
+        with routes.guarding(2):
+            read_from, idle = routes.access(2), routes.access(3)
+            assert read_from.session != idle.session
+            alone = ClusterMap(3, cluster_map.nodes[:1], tier_id="tier")
+            served.call(lambda: served.bulletin.post_map(alone))
+            eventually(lambda: routes._contacts.indexes == {2})
+            eventually(lambda: read_from.stats().sessions == 1)
+        eventually(lambda: not routes._contacts.indexes)
+        for left in (read_from, idle):
+            with pytest.raises(UnavailableError, match="was closed"):
+                left.stats()
+        back = replace(cluster_map, epoch=4)
+        served.call(lambda: served.bulletin.post_map(back))
+        eventually(lambda: routes.map.epoch == 4)
+        assert routes.access(2).session, "it is connected to anew"
+
+
+@pytest.mark.parametrize("leaves", [True, False])
+def test_what_a_node_has_told_of_erasures_is_known_when_it_is_gone(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, leaves: bool
+) -> None:
+    monkeypatch.setattr(cluster_routes, "PARTING_S", 0.01)
+    tenant = tenant_digest("somebody")
+    with ExitStack() as stack:
+        served, other = (stack.enter_context(serving(folder / n, 1, "tier")) for n in "ab")
+        other.call(lambda: other.node.life.tenants.erase(tenant))
+        cluster_map = with_others(served, other.address, 2)
+        served.call(lambda: served.bulletin.post_map(cluster_map))
+        routes = stack.enter_context(routes_to(served, "host-1"))
+        eventually(lambda: routes.map.epoch == 2)
+        before = routes.access(2)
+        assert before.session
+        eventually(lambda: routes.epoch_of(tenant) == 1)
+        moved = replace(cluster_map.nodes[1], control="127.0.0.1:5", incarnation=4)
+        nodes = (cluster_map.nodes[0], *([] if leaves else [moved]))
+        served.call(lambda: served.bulletin.post_map(ClusterMap(3, nodes, tier_id="tier")))
+        eventually(lambda: routes.map.epoch == 3)
+        if leaves:
+            eventually(lambda: not routes._contacts.indexes)
+        else:
+            assert routes.access(2) is not before
+        assert routes.epoch_of(tenant) == 1
 
 
 @pytest.mark.parametrize("away", [unanswered, stuck])

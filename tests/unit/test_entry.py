@@ -19,8 +19,8 @@ from kvstore.config import ClientConfig, resolve
 from kvstore.entry import Entry, entries
 from kvstore.errors import ConfigError, UnavailableError, UsageError
 from kvstore.state import Remains, TierFolder, TierRecord
+from tests.one_prompt import BLOCK, NAMESPACE, PROMPT, Rows
 from tests.served import Served, two_nodes
-from tests.unit.test_client import BLOCK, NAMESPACE, PROMPT, Rows
 from tests.worlds import shared_folder
 
 NOBODY = "127.0.0.1:9"  # the discard service: nothing of ours listens there

@@ -20,9 +20,8 @@ from kvstore.rpc.client import ControlClient
 from kvstore.tenants import PAGE_TENANTS_MAX, EpochPage, tenant_digest
 from kvstore.transport.base import CellRead, ReadOutcome
 from kvstore.transport.local import LocalTransport
-from tests.served import Served, eventually
-from tests.unit.test_client import Rows
-from tests.unit.test_keeping import BLOCK, NAMESPACE, PROMPT, client_of, two_served
+from tests.one_prompt import BLOCK, NAMESPACE, PROMPT, Rows
+from tests.served import Served, client_of, eventually, two_served
 from tests.worlds import shared_folder
 
 OURS = replace(NAMESPACE, tenant="somebody")

@@ -25,6 +25,7 @@ from kvstore.hold_files import HOLDS_FOLDER, HoldFiles
 from kvstore.lasting import Lasting
 from kvstore.node import Node
 from kvstore.tenants import EPOCH_MAX, EpochPage, tenant_digest
+from kvstore.tiers.nvme.spill import Phase
 from tests.faults import FaultyFiles
 from tests.life_world import FOLDER, TENANT, LifeWorld, keys_of
 from tests.worlds import PAGE, cells_of, key_number, shared_folder
@@ -301,7 +302,7 @@ def test_holds_on_a_real_disk(tmp_path: Path) -> None:
     assert files.read() == []
     keys, cells = np.repeat(keys_of(1, 2), 2, axis=0), cells_of(0, 1, 0, 1)
     sizes_bytes = np.array([1, 2, 3, 1 << 40], np.uint64)
-    hold = Hold(TENANT, "räder", keys, cells, sizes_bytes, 60_000, clock.now_s + 40)
+    hold = Hold(TENANT, "räder", keys, cells, sizes_bytes, 60_000, clock.now_s + 40, "a", 1)
     files.write(hold)
     (tmp_path / HOLDS_FOLDER / ".torn.new").write_bytes(b"SMV")
     clock.advance(10)
@@ -322,21 +323,21 @@ def test_a_file_knows_of_copies_and_of_releases(tmp_path: Path) -> None:
     assert files.read() == []
     keys, cells, sizes_bytes = keys_of(1), cells_of(0), np.array([1], np.uint64)
     until_s = clock.now_s + 40
-    mine = Hold(TENANT, "h", keys, cells, sizes_bytes, 60_000, until_s, clock.now_s - 5, 2, "", "b")
-    theirs = replace(mine, origin="ü", partner="ü")
-    released = replace(mine.select(np.zeros(1, np.bool_)), born_s=clock.now_s, partner="")
+    mine = Hold(TENANT, "h", keys, cells, sizes_bytes, 60_000, until_s, "a", 1 << 63, 7, 2, "b")
+    theirs = replace(mine, granter="ü", partner="ü")
+    released = replace(mine.select(np.zeros(1, np.bool_)), released=mine.grant, partner="")
     for hold in (mine, theirs, released):
         files.write(hold)
     clock.advance(10)
-    found = {(hold.origin, len(hold)): hold for hold in files.read()}
+    found = {(hold.granter, len(hold)): hold for hold in files.read()}
     assert len(found) == 3
     for hold in (mine, theirs, released):
-        back = found[hold.origin, len(hold)]
+        back = found[hold.granter, len(hold)]
         assert (back.name, back.replicas, back.partner) == (hold.name, 2, hold.partner)
-        assert back.born_s == pytest.approx(hold.born_s)
+        assert (back.grant, back.released) == (hold.grant, hold.released)
     files.remove(mine)
     files.remove(released)
-    assert [hold.origin for hold in files.read()] == ["ü"]
+    assert [hold.granter for hold in files.read()] == ["ü"]
 
 
 def test_a_file_of_another_version_is_said_once_and_dropped(
@@ -346,7 +347,7 @@ def test_a_file_of_another_version_is_said_once_and_dropped(
     diskless.hold(1)
     (name,) = diskless.files.names(FOLDER / HOLDS_FOLDER)
     path = FOLDER / HOLDS_FOLDER / name
-    body = (diskless.files.read(path) or b"")[:-8].replace(b"SMVHOLD3", b"SMVHOLD2")
+    body = (diskless.files.read(path) or b"")[:-8].replace(b"SMVHOLD4", b"SMVHOLD3")
     diskless.files.replace(path, body + xxh3_64_digest(body))
     diskless.restart()
     assert caplog.text.count("is damaged") == 1
@@ -406,6 +407,24 @@ def test_a_disk_that_goes_away_and_comes_back_keeps_its_promises(world: LifeWorl
     assert world.found(1, 2) == [False, False]
     world.pass_time(5)
     assert pins(world) == 0
+
+
+def test_nothing_takes_the_place_of_a_held_cell_on_a_disk_that_has_just_come_back(
+    world: LifeWorld,
+) -> None:
+    world.put_twice(1)
+    world.hold(1)
+    flood(world)
+    assert not world.above(1)
+    world.queue.die()
+    world.pass_time(0.1)
+    while world.nvme.phase is not Phase.OPEN:
+        world.pass_time(0.1)
+    for number in range(200, 240):
+        world.put(number)
+        world.put(number)
+        world.node.behind.poll()
+    assert world.found(1) == [True]
 
 
 def test_a_hold_that_ends_shortens_no_other_while_a_cell_arrives_on_the_disk(

@@ -1,30 +1,22 @@
 """Deleting and promising, over real ports: who is told, who is pending, what is undone."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from kvstore.answers import Deleted, Held, Released
 from kvstore.calls import DELETE_KEYS_MAX, HoldOutcome, NodeStats
-from kvstore.cell import Grid
 from kvstore.client import Samovar
 from kvstore.clock import ManualClock
 from kvstore.cluster_map import ClusterMap, NodeInfo
-from kvstore.config import ClientConfig
 from kvstore.errors import UnavailableError, UsageError
 from kvstore.key import Chain, Keys
-from kvstore.namespace import Namespace
-from tests.served import PAYLOAD_BYTES, Served, put_on, some_keys
-from tests.unit.test_client import Rows
+from tests.one_prompt import BLOCK, NAMESPACE, PROMPT, Rows
+from tests.served import PAYLOAD_BYTES, Served, client_of, put_on, some_keys, two_served
 from tests.worlds import shared_folder
 
-BLOCK = 16
-NAMESPACE = Namespace("w", "form", "float32", "gqa", Grid((8,) * 3, 4, BLOCK, head_groups=2))
-PROMPT = list(range(100, 200))
 BOUNDARIES = (70,)
 
 
@@ -74,31 +66,10 @@ def test_keys_without_end_are_deleted_in_parts(embedded: Samovar) -> None:
     assert warm(embedded) == 0
 
 
-@contextmanager
-def two_served(folder: Path) -> Iterator[tuple[Served, Served]]:
-    """Two nodes that have each other in their map, and as neighbours."""
-    with ExitStack() as stack:
-        nodes = []
-        for index in (1, 2):
-            (folder / str(index)).mkdir()
-            nodes.append(Served(folder / str(index), index=index))
-            stack.callback(nodes[-1].stop)
-        for node in nodes:
-            node.join(*nodes)
-        yield nodes[0], nodes[1]
-
-
 @pytest.fixture
 def two() -> Iterator[tuple[Served, Served]]:
     with shared_folder() as folder, two_served(folder) as nodes:
         yield nodes
-
-
-@contextmanager
-def client_of(served: Served) -> Iterator[Samovar]:
-    config = ClientConfig(address=(served.address,), host_id=served.node.identity.host_id)
-    with Samovar.from_config(config) as client:
-        yield client
 
 
 def held(served: Served, keys: Keys) -> int:

@@ -17,7 +17,6 @@ from kvstore.calls import (
     Damage,
     NodeIdentity,
     ReserveReply,
-    ReserveRequest,
 )
 from kvstore.cell import BLOCK_TOKENS_MAX, CELL_BYTES_MAX, CELLS_MAX
 from kvstore.clock import ManualClock
@@ -25,7 +24,12 @@ from kvstore.errors import UsageError
 from kvstore.fs import LinuxFileSystem
 from kvstore.leases import LEASE_MARGIN_S, LEASE_MS_MAX
 from kvstore.node import Node
-from kvstore.sessions import RESERVATION_S_MAX, SESSION_DEAD_S, STALL_S
+from kvstore.sessions import (
+    OPERATIONS_PER_SESSION_MAX,
+    RESERVATION_S_MAX,
+    SESSION_DEAD_S,
+    STALL_S,
+)
 from kvstore.table import WAYS, buckets_of
 from kvstore.tiers.host import HostTier
 from kvstore.tiers.tier import NewCell, Refusal
@@ -37,6 +41,7 @@ from tests.worlds import (
     key_number,
     new_cell,
     packed,
+    request_for,
     shared_folder,
     small_tier,
     write_cell,
@@ -56,17 +61,7 @@ class World:
 
     def reserve(self, session: int, cells: list[NewCell], operation: int = 0) -> ReserveReply:
         self.operation += 1
-        return self.node.reserve(
-            ReserveRequest(
-                session, operation or self.operation, packed([new.key for new in cells]),
-                cells_of(*(new.cell for new in cells)),
-                lengths=np.array([new.length for new in cells], np.uint32),
-                tokens=np.array([new.tokens for new in cells], np.uint32),
-                depths=np.array([new.depth for new in cells], np.uint32),
-                spans=np.array([new.span for new in cells], np.uint64),
-                ttl_s=cells[0].ttl_s if cells else 0,
-            )
-        )  # fmt: skip
+        return self.node.reserve(request_for(session, operation or self.operation, cells))
 
     def put(self, session: int, cells: list[NewCell]) -> list[int]:
         """Store cells as a client does; the outcomes of reserving or else committing them."""
@@ -450,6 +445,57 @@ def test_all_calls_of_one_put_are_one_use(world: World) -> None:
     world.put(session, [new_cell(50, pages=3)])
     held = [n for n in range(8) if world.node.lookup(keys(n), 1)]
     assert held == list(range(6)), "eaten from the tail"
+
+
+def test_a_put_does_not_evict_what_it_has_touched(world: World) -> None:
+    session, other = world.node.open_session(), world.node.open_session()
+    world.put(session, [new_cell(0)])
+    world.reserve(other, [new_cell(number) for number in range(10, 15)])
+    assert world.node.touch(keys(0), 1, session, operation=5) == 1
+    prompt = [new_cell(number, depth=number) for number in range(1, 4)]
+    reply = world.reserve(session, prompt, operation=5)
+    assert reply.outcomes.tolist() == [Outcome.RESERVED, Outcome.RESERVED, Outcome.REFUSED]
+    assert world.node.lookup(keys(0), 1) == 1
+
+
+def test_puts_of_one_session_at_the_same_time_keep_what_is_their_own(world: World) -> None:
+    session = world.node.open_session()
+    world.put(session, [new_cell(50, pages=7)])
+    for number in range(4):
+        new = new_cell(number, depth=number)
+        reply = world.reserve(session, [new], operation=5)
+        digest = write_cell(world.tier.arena, int(reply.offsets[0]), new)
+        assert world.commit(session, reply, [0], [digest]) == [Outcome.STORED]
+        world.reserve(session, [new_cell(20 + number)], operation=6)
+    reply = world.reserve(session, [new_cell(4, depth=4)], operation=5)
+    assert reply.refusals.tolist() == [Refusal.NO_ROOM]
+    assert world.node.lookup(keys(0, 1, 2, 3), 1) == 4
+
+
+def test_a_put_that_many_others_came_after_goes_on_with_a_newer_stamp(world: World) -> None:
+    session = world.node.open_session()
+
+    def stamp_of(operation: int) -> int:
+        reply = world.reserve(session, [new_cell(0)], operation)
+        world.node.abort(session, reply.slots, reply.generations)
+        return int(world.tier.table.slots["stamp"][reply.slots[0]])
+
+    first, second, *others = (stamp_of(1 + n) for n in range(OPERATIONS_PER_SESSION_MAX))
+    assert first < second < min(others)
+    assert stamp_of(1) == first
+    newest = stamp_of(1 + OPERATIONS_PER_SESSION_MAX)
+    assert stamp_of(1) == first, "its last call came after those of the others"
+    assert stamp_of(2) > newest
+
+
+def test_a_touch_of_a_session_that_is_over_has_a_stamp_of_its_own(world: World) -> None:
+    session = world.node.open_session()
+    for number in range(8):
+        world.put(session, [new_cell(number)])
+    world.node.close_session(session)
+    assert world.node.touch(keys(0), 1, session, world.operation) == 1
+    world.put(world.node.open_session(), [new_cell(8)])
+    assert [world.node.lookup(keys(n), 1) for n in (0, 1)] == [1, 0]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Client and services over a real port: every call, every refusal, the life of a session."""
 
-import os
+import subprocess
+import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
@@ -14,7 +15,6 @@ from kvstore.changes import Changes
 from kvstore.directory import LOCATE_KEYS_MAX, Announcement
 from kvstore.errors import ConfigError, UnavailableError, UsageError
 from kvstore.holders import Located
-from kvstore.key import Keys
 from kvstore.rpc import cache_pb2 as pb
 from kvstore.rpc import client as client_module
 from kvstore.rpc import wire
@@ -119,20 +119,20 @@ def test_long_prompts_take_several_calls(served: Served, client: ControlClient) 
     assert client.lookup(some_keys(wire.PROBES_MAX + 7), 1) == 3
 
 
-@pytest.mark.parametrize("same_use", [False, True])
-def test_a_touch_says_whether_that_use_was_told_before(
-    served: Served, client: ControlClient, monkeypatch: pytest.MonkeyPatch, same_use: bool
+def test_a_touch_of_a_long_prompt_that_is_part_of_a_put_has_the_stamp_of_that(
+    served: Served, client: ControlClient
 ) -> None:
-    told: list[bool] = []
-    touch = served.node.touch
-
-    def note(keys: Keys, mask: int, same_use: bool) -> int:
-        told.append(same_use)
-        return touch(keys, mask, same_use)
-
-    monkeypatch.setattr(served.node, "touch", note)
-    client.touch(some_keys(1), 1, same_use)
-    assert told == [same_use]
+    keys = some_keys(wire.PROBES_MAX // 64 + 7)
+    ends = keys[[0, -1]]
+    put(client, served.node.tier.arena, ends)
+    client.touch(keys, (1 << 64) - 1, client.session, operation=2)
+    client.touch(ends[1:], 1, client.session, operation=3)
+    behind = client.reserve(reserve_request(client.session, keys[1:2], operation=2))
+    table = served.node.tier.table
+    slots = served.call(lambda: table.find(ends, np.zeros(2, np.uint8)).slots)
+    first, last = table.slots["stamp"][slots].tolist()
+    assert first == int(table.slots["stamp"][behind.slots[0]])
+    assert last > first, "another operation came last"
 
 
 def test_the_start_of_a_long_prompt_never_seems_older_than_its_end(
@@ -356,31 +356,11 @@ def _session_threads() -> set[threading.Thread]:
     return {thread for thread in threading.enumerate() if thread.name == "samovar-session"}
 
 
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_a_forked_child_gets_a_clear_error(served: Served, client: ControlClient) -> None:
-    assert client.session
-    told, tell = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.write(tell, _in_child(client).encode())
-        os._exit(0)
-    os.close(tell)
-    with os.fdopen(told) as pipe:
-        assert pipe.read() == "UsageError UsageError closed"
-    assert os.waitpid(child, 0)[1] == 0
-    assert client.stats().sessions == 1
-
-
-def _in_child(client: ControlClient) -> str:
-    words = []
-    for call in (client.stats, lambda: client.session):
-        try:
-            call()
-            words.append("answered")
-        except Exception as fault:
-            words.append(type(fault).__name__)
-    client.close()
-    return " ".join([*words, "closed"])
+def test_a_forked_child_gets_a_clear_error(served: Served) -> None:
+    command = [sys.executable, "-m", "tests.unit.forked_client", served.address]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["UsageError UsageError closed", "1"]
 
 
 def test_many_threads_share_one_client(served: Served, client: ControlClient) -> None:

@@ -133,7 +133,7 @@ def test_burials_go_with_copies_only() -> None:
 def test_what_is_carried_goes_there_and_back() -> None:
     request = CarryRequest(
         b"t" * 16, "räder", "node-ü", some_keys(2), np.array([0, 63], np.uint8),
-        np.array([1, 1 << 40], np.uint64), 5, 6, 7, 8,
+        np.array([1, 1 << 40], np.uint64), 5, 6, "node-é", (1 << 64) - 1, 8, 9,
     )  # fmt: skip
     message = life_messages.carry_to_message(request)
     back = life_messages.carry_from_message(message)
