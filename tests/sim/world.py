@@ -42,6 +42,8 @@ LAST_PUT_WITHIN_S = 45.0
 CHECK_S = 1.0
 ACT_WITHIN_S = 60.0
 READ_LOOK_S = 0.05
+READ_TRIES = 6
+"""What expires between two tries, but is announced, costs one of them."""
 FAR = "far"
 ROOMY_BYTES = 200 * CELL_BYTES
 REPLICATED_CELLS = 12
@@ -303,7 +305,7 @@ class World:
                 found: dict[int, int] = found,
                 expected: dict[int, int] = expected,
             ) -> None:
-                found.update(client.read_all(prompts, expected, 3))
+                found.update(client.read_all(prompts, expected, READ_TRIES))
 
             self.act(machine, read_all, READ_LOOK_S)
             still = readable(nodes, prompts, self.flipped)

@@ -90,7 +90,8 @@ def recover(disk: Disk, place: CatalogPlace, wanted: Wanted) -> Recovered:
     Raises ``StateError`` for what is not ours, before anything is changed, and ``OSError`` where
     the disk refuses.
     """
-    on_slab = _identity_on(disk)
+    first_page = _identity_on(disk)
+    on_slab = None if isinstance(first_page, OSError) else first_page
     try:
         content, damage = place.read(), "there is no catalog"
     except CatalogDamage as fault:
@@ -105,6 +106,8 @@ def recover(disk: Disk, place: CatalogPlace, wanted: Wanted) -> Recovered:
             f"{on_slab.slab_id.hex()}: remove the one that does not belong here"
         )
     identity = on_slab or (in_catalog if disk.size_bytes() else None)
+    if identity is None and isinstance(first_page, OSError):
+        raise first_page  # the next time it may be readable, and say what all these bytes are
     if identity is None:
         return _start_empty(disk, place, wanted)
     if content is None or in_catalog is None:
@@ -112,14 +115,15 @@ def recover(disk: Disk, place: CatalogPlace, wanted: Wanted) -> Recovered:
     return _go_on(disk, place, _resized(identity, wanted), wanted.cells_max, content)
 
 
-def _identity_on(disk: Disk) -> Identity | None:
+def _identity_on(disk: Disk) -> Identity | OSError | None:
+    """What the first page says, if anything, or why it can't be read."""
     page = aligned_bytes(PAGE_BYTES)
     if disk.size_bytes() < PAGE_BYTES:
         return None
     try:
         read_whole(disk, [page], 0)
-    except OSError:
-        return None
+    except OSError as fault:
+        return fault
     return parse_identity(page[:IDENTITY_BYTES].tobytes(), "the NVMe slab")
 
 

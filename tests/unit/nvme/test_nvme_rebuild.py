@@ -3,10 +3,15 @@
 Does not cover: both catalog and first page damaged: then nothing says what the slab holds.
 """
 
+import errno
+import os
+from collections.abc import Sequence
+
 import pytest
 
-from kvstore.tiers.nvme.spill import Result
-from tests.nvme_world import Crash, NvmeWorld
+from kvstore.fs import Mapped
+from kvstore.tiers.nvme.spill import Phase, Result
+from tests.nvme_world import Crash, NvmeWorld, SimulatedDisk
 
 CELLS = 9
 
@@ -49,3 +54,22 @@ def test_a_crash_at_every_step_of_a_recovery(damage: str, power_lost: bool, seed
         world.start()
         world.check_after_start()
     assert crash_at > 3, "the recovery did too little"
+
+
+def test_a_first_page_that_cannot_be_read_for_a_while_is_no_damaged_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = filled(0)
+    world.promised = world.held()
+    world.catalog.damage = "made to be lost"
+    del world.tier
+
+    def refuse(disk: SimulatedDisk, buffers: Sequence[Mapped], offset: int) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(SimulatedDisk, "read", refuse)
+        world.start()
+    assert world.tier.phase is not Phase.OPEN
+    world.start()
+    world.check_after_start()
