@@ -115,26 +115,26 @@ def test_what_is_held_again_after_a_restart_stays_held(world: ReplicaWorld) -> N
     copied(world, *CHAIN)
 
 
-def test_who_has_the_copy_knows_of_a_hold_that_adds_nothing(world: ReplicaWorld) -> None:
-    copied(world, *CHAIN)
-    hold(world, *CHAIN)
+def assert_over_when_a_is_back(world: ReplicaWorld) -> None:
+    """Released at ``b`` while ``a`` is away."""
     world.pass_time(2)
     world.kill("a")
     release(world, "b")
     world.restart("a")
     world.pass_time(2)
     assert nobody_holds(world)
+
+
+def test_who_has_the_copy_knows_of_a_hold_that_adds_nothing(world: ReplicaWorld) -> None:
+    copied(world, *CHAIN)
+    hold(world, *CHAIN)
+    assert_over_when_a_is_back(world)
 
 
 def test_who_holds_the_same_itself_ends_the_copy_as_well(world: ReplicaWorld) -> None:
     hold(world, *CHAIN)
     hold(world, *CHAIN, at="b")
-    world.pass_time(2)
-    world.kill("a")
-    release(world, "b")
-    world.restart("a")
-    world.pass_time(2)
-    assert nobody_holds(world)
+    assert_over_when_a_is_back(world)
 
 
 def test_a_release_is_remembered_for_as_long_as_any_hold_of_its_handle(world: ReplicaWorld) -> None:
