@@ -31,7 +31,7 @@ from kvstore.leaf_table import PLACE_WORDS, Leaves, Words, starts
 FOLDER = Path(__file__).parent
 LIBRARY = "libleaves.so"
 AVX2_LIBRARY = "libleaves_avx2.so"
-_VERSION = 2
+_VERSION = 3
 """``LEAF_VERSION`` of the library that this module can call."""
 _PACKED, _SEED, _ROW_WORDS = PLACE_WORDS, PLACE_WORDS + 1, PLACE_WORDS + 2
 """A ``leaf`` of the library is a place, where it is packed, and its seed: 64-bit words."""
@@ -39,8 +39,8 @@ _TIME_MAX_S = 1e9
 """More does not fit into the library's nanoseconds."""
 _Function = Callable[[int, int, int], None]
 _RECEIVE_ARGUMENTS = (
-    ctypes.c_int, ctypes.c_int64, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_void_p,
-    ctypes.c_void_p,
+    ctypes.c_int, ctypes.c_int64, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint64,
+    ctypes.c_void_p, ctypes.c_void_p,
 )  # fmt: skip
 
 Digests = tuple[int, ...]
@@ -108,8 +108,14 @@ class Mover(Protocol):
         """The digests of leaves where they lie."""
         ...
 
-    def receive(self, source: Source, leaves: Leaves, seeds: Seeds) -> Arrived:
-        """Fill leaves from a socket, one after the other; the digests of what they hold then."""
+    def receive(
+        self, source: Source, leaves: Leaves, seeds: Seeds, behind_bytes: int = 0
+    ) -> Arrived:
+        """Fill leaves from a socket, one after the other; the digests of what they hold then.
+
+        ``behind_bytes`` come behind them for certain, and are left there: a receiver who knows of
+        much to come may sleep longer.
+        """
         ...
 
 
@@ -129,7 +135,9 @@ class PythonMover:
             leaf_digest(leaf, seed) for leaf, seed in zip(leaves, seeds.tolist(), strict=True)
         )
 
-    def receive(self, source: Source, leaves: Leaves, seeds: Seeds) -> Arrived:
+    def receive(
+        self, source: Source, leaves: Leaves, seeds: Seeds, behind_bytes: int = 0
+    ) -> Arrived:
         found: list[int] = []
         try:
             for leaf, seed in zip(leaves, seeds.tolist(), strict=True):
@@ -162,14 +170,16 @@ class NativeMover:
     def digests(self, leaves: Leaves, seeds: Seeds) -> Digests:
         return _called(self._digests, _rows([leaves], [seeds]))
 
-    def receive(self, source: Source, leaves: Leaves, seeds: Seeds) -> Arrived:
+    def receive(
+        self, source: Source, leaves: Leaves, seeds: Seeds, behind_bytes: int = 0
+    ) -> Arrived:
         assert leaves.is_writeable
         rows, found = _rows([leaves], [seeds]), np.empty(len(leaves), np.uint64)
         done = ctypes.c_uint64()
         time_ns = int(min(source.remaining_s(), _TIME_MAX_S) * 1e9)
         error = self._receive(
-            source.fileno(), time_ns, rows.ctypes.data, len(found), found.ctypes.data,
-            ctypes.byref(done),
+            source.fileno(), time_ns, rows.ctypes.data, len(found), behind_bytes,
+            found.ctypes.data, ctypes.byref(done),
         )  # fmt: skip
         fault = OSError(error, os.strerror(error)) if error else None
         return Arrived(tuple(found[: done.value].tolist()), fault)
@@ -195,9 +205,12 @@ def digests(leaves: Leaves, seeds: Seeds) -> Digests:
     return _mover.digests(leaves, seeds)
 
 
-def receive(source: Source, leaves: Leaves, seeds: Seeds) -> Arrived:
-    """Fill leaves from a socket, one after the other; the digests of what they hold then."""
-    return _mover.receive(source, leaves, seeds)
+def receive(source: Source, leaves: Leaves, seeds: Seeds, behind_bytes: int = 0) -> Arrived:
+    """Fill leaves from a socket, one after the other; the digests of what they hold then.
+
+    ``behind_bytes`` come behind them for certain, and are left there.
+    """
+    return _mover.receive(source, leaves, seeds, behind_bytes)
 
 
 def _packed(parcel: Parcel) -> list[Leaf]:

@@ -28,7 +28,7 @@
 #include "xxhash.h"
 
 /* Raised whenever a signature, a structure or a meaning here changes. */
-#define LEAF_VERSION 2
+#define LEAF_VERSION 3
 
 /* A piece that is copied or received, and then hashed, must still be in the cache of one core. */
 #define PIECE_BYTES ((uint64_t)(64 << 10))
@@ -37,6 +37,10 @@
 #define REARM_NS ((int64_t)50000000)
 
 enum { SEGMENTS_MAX = 256 };
+
+/* A receiver sleeps until so much has come. One that is woken by every packet takes the processor
+ * away from a sender on the same machine, who then has the next one to send, and so on. */
+enum { WAKE_BYTES = 1 << 20 };
 
 typedef struct {
     uint8_t *start;
@@ -188,13 +192,24 @@ static int arm(int socket, int64_t end_ns, int64_t *armed_ns) {
     return setsockopt(socket, SOL_SOCKET, SO_RCVTIMEO, &left, sizeof left) ? errno : 0;
 }
 
-static int receive_piece(int socket, arrival *here) {
+/* Lets the kernel wake us late while `coming` is far more than a piece, else at the first byte. */
+static void sleep_well(int socket, uint64_t coming, int *wake_bytes) {
+    int wanted = coming >= WAKE_BYTES + PIECE_BYTES ? WAKE_BYTES : 1;
+    if (wanted == *wake_bytes)
+        return;
+    *wake_bytes = wanted;
+    /* Where it is refused we wake more often, and nothing else. */
+    setsockopt(socket, SOL_SOCKET, SO_RCVLOWAT, &wanted, sizeof wanted);
+}
+
+static int receive_piece(int socket, arrival *here, uint64_t *coming) {
     struct iovec places[SEGMENTS_MAX];
     struct msghdr message = {.msg_iov = places, .msg_iovlen = segments(here, places)};
     ssize_t came = recvmsg(socket, &message, MSG_WAITALL);
-    if (came > 0)
+    if (came > 0) {
         hash_arrived(here, (uint64_t)came);
-    else if (came == 0)
+        *coming -= (uint64_t)came;
+    } else if (came == 0)
         return ECONNRESET;
     else if (errno == EAGAIN || errno == EWOULDBLOCK)
         return ETIMEDOUT;
@@ -203,21 +218,26 @@ static int receive_piece(int socket, arrival *here) {
     return 0;
 }
 
-/* Fills leaves from a blocking socket for at most `time_ns`. 0, or the error number that ended it:
- * ETIMEDOUT for the time, ECONNRESET for a peer that closed. Either way `done` leaves have come
- * whole and have their digests. */
-int leaf_receive(int socket, int64_t time_ns, const leaf *leaves, uint64_t count,
+/* Fills leaves from a blocking socket for at most `time_ns`; `behind` bytes that are somebody else's
+ * to receive come behind them for certain. 0, or the error number that ended it: ETIMEDOUT for the
+ * time, ECONNRESET for a peer that closed. Either way `done` leaves have come whole and have their
+ * digests. With nothing behind, the socket wakes whoever waits at the first byte again. */
+int leaf_receive(int socket, int64_t time_ns, const leaf *leaves, uint64_t count, uint64_t behind,
                  uint64_t *digests, uint64_t *done) {
     arrival here = {.leaves = leaves, .count = count, .digests = digests};
     int64_t start_ns = monotonic_ns(), armed_ns = start_ns - REARM_NS;
-    int fault = 0;
+    uint64_t coming = behind;
+    int fault = 0, wake_bytes = 0;
+    for (uint64_t i = 0; i < count; i++)
+        coming += leaves[i].heads * leaves[i].head_bytes;
     if (count)
         begin(&here.state, leaves[0].seed);
     settle(&here);
     while (!fault && here.done < count) {
+        sleep_well(socket, coming, &wake_bytes);
         fault = arm(socket, start_ns + time_ns, &armed_ns);
         if (!fault)
-            fault = receive_piece(socket, &here);
+            fault = receive_piece(socket, &here, &coming);
     }
     *done = here.done;
     return fault;

@@ -218,7 +218,8 @@ def _receive_payloads(
     outcomes: list[ReadOutcome],
 ) -> None:
     """Receive and verify the leaves of several cells at a time."""
-    for part in runs([header.payload_bytes for _, header in found], BATCH_BYTES):
+    sizes_bytes = [header.payload_bytes for _, header in found]
+    for part in runs(sizes_bytes, BATCH_BYTES):
         leaves, seeds = [], []
         for index, header in found[part]:
             into = leaves_for(cells[index], header)
@@ -227,7 +228,8 @@ def _receive_payloads(
                 raise BadFrame(f"a payload that does not fit its leaves: {into.value}")
             leaves.append(into)
             seeds.append(leaf_seeds(header.key, header.cell, len(into)))
-        arrived = wire.receive_leaves(Leaves.joined(leaves), np.concatenate(seeds))
+        behind_bytes = sum(sizes_bytes[part.stop :])
+        arrived = wire.receive_leaves(Leaves.joined(leaves), np.concatenate(seeds), behind_bytes)
         start = 0
         for index, header in found[part]:
             stop = start + len(header.leaf_digests)

@@ -166,6 +166,69 @@ def test_leaves_are_received_and_hashed_where_they_went(
     assert all(one.is_filled_alone() for one in cell)
 
 
+LARGE_HEADS, LARGE_HEAD_BYTES = 3, 700_001
+
+
+def large(number: int) -> Placed:
+    """A leaf of some megabytes: several pieces for every head."""
+    empty = np.full((LARGE_HEADS, 1, LARGE_HEAD_BYTES), EMPTY, np.uint8)
+    return Placed(empty, empty, np.random.default_rng(number).bytes(empty.size), number)
+
+
+@EACH_MOVER
+@pytest.mark.parametrize("kept_bytes", [0, 1, 1 << 16, 1 << 20])
+def test_however_late_it_is_woken_it_takes_what_is_its_own(mover: Mover, kept_bytes: int) -> None:
+    """The last ``kept_bytes`` come only when all before them were taken, and then one by one."""
+    first, second, third = large(1), large(2), large(3)
+    stream = payload_of([first, second, third])
+    stop = len(stream) - kept_bytes
+
+    def send(sender: socket.socket, taken: threading.Event) -> None:
+        sender.sendall(stream[:stop])
+        taken.wait()
+        sender.sendall(stream[stop:] + b"m")
+        sender.sendall(b"ore")
+
+    with joined() as (sender, wire):
+        taken = threading.Event()
+        sending = threading.Thread(target=send, args=(sender, taken))
+        sending.start()
+        behind_bytes = len(second.content) + len(third.content)
+        cell = [first]
+        arrived = mover.receive(wire, leaves_of(cell), seeds_of(cell), behind_bytes)
+        assert arrived == Arrived(digests_of(cell), None)
+        taken.set()
+        assert received(mover, wire, [second, third]) == Arrived(digests_of([second, third]), None)
+        assert wire.receive(4) == b"more"
+        sending.join()
+    assert all(one.is_filled_alone() for one in (first, second, third))
+
+
+@EACH_MOVER
+def test_a_sender_that_stops_halfway_is_noticed_however_much_was_to_come(mover: Mover) -> None:
+    cell = [large(1), large(2)]
+    stream = payload_of(cell)
+    with joined() as (sender, wire):
+        sending = threading.Thread(
+            target=send_and_end, args=(sender, stream[: len(stream) // 2 + 9])
+        )
+        sending.start()
+        arrived = mover.receive(wire, leaves_of(cell), seeds_of(cell), 100 << 20)
+        sending.join()
+    assert arrived.digests == digests_of(cell[:1])
+    assert isinstance(arrived.fault, ConnectionResetError)
+
+
+@EACH_MOVER
+def test_little_that_has_come_is_taken_when_time_is_over(mover: Mover) -> None:
+    cell = [*PAIR, large(1)]
+    with joined(time_s=0.2) as (sender, wire):
+        sender.sendall(PAIR[0].content + b"half")
+        arrived = mover.receive(wire, leaves_of(cell), seeds_of(cell), 100 << 20)
+    assert arrived.digests == digests_of(PAIR[:1])
+    assert isinstance(arrived.fault, TimeoutError)
+
+
 @EACH_MOVER
 @EXAMPLES
 @given(cell=SEVERAL, short_bytes=st.integers(1, 10_000))
