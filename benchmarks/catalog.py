@@ -83,4 +83,9 @@ ROWS = (
         "a cold request with an empty tier attached: <= 1.02 of one without",
         "3 min",
     ),
+    Row(
+        "cuda_ttft",
+        "first token of a warm prompt on a GPU, for a model of 8B: beside cold and own hit",
+        "1 min",
+    ),
 )

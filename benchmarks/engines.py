@@ -42,7 +42,7 @@ class ColdReference:
     @torch.inference_mode()
     def _first_token(self, prompt: Tokens) -> None:
         output = self._model(
-            input_ids=torch.from_numpy(prompt.astype(np.int64))[None],
+            input_ids=torch.from_numpy(prompt.astype(np.int64)).to(self._model.device)[None],
             past_key_values=DynamicCache(config=self._model.config),
             use_cache=True,
             logits_to_keep=1,

@@ -319,6 +319,7 @@ class Connector(Generic[P]):
                 # Whatever becomes of it, the transfer may write from this block's first row on.
                 before = request.resident - request.resident % self._block_tokens
                 answer = Matched(0, 0, 0, kept=before)
+                request.staging.rewritten(before)
                 rows, left_s = request.staging.host_rows, deadline.remaining_s()
                 fetched = self._tier.get_into(plan, rows, left_s, start=request.resident)
                 answer = _usable(fetched, len(request.tokens) - 1)

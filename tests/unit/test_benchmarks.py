@@ -25,7 +25,7 @@ CHEAP = (
     "directory_bytes",
 )
 DISK = ("nvme_put", "nvme_get_cold", "restart_100k_blocks_s")
-ENGINE = ("ttft_warm_vs_cold", "ttft_vs_own_cache", "connector_cold_cost")
+ENGINE = ("ttft_warm_vs_cold", "ttft_vs_own_cache", "connector_cold_cost", "cuda_ttft")
 PROMISED = {*CHEAP, *DISK, *ENGINE, "cross_node_get", "node_death_detection_s"}
 
 
@@ -72,6 +72,14 @@ def test_a_row_without_its_library_is_skipped() -> None:
     done = CliRunner().invoke(main, [ENGINE[0], "--quick"])
     assert done.exit_code == 0
     assert "skipped: needs" in done.output
+
+
+@pytest.mark.engine
+def test_the_row_of_a_gpu_says_that_it_needs_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    done = CliRunner().invoke(main, ["cuda_ttft", "--quick"])
+    assert done.exit_code == 0
+    assert "skipped: needs a GPU" in done.output
 
 
 def test_a_row_that_can_not_be_measured_says_why(monkeypatch: pytest.MonkeyPatch) -> None:

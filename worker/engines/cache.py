@@ -105,14 +105,16 @@ class InPlaceLayer(CacheLayerMixin):
 class InPlaceCache(Cache):
     """All layers' KV; also the ``KVRows`` that the tier reads and writes."""
 
-    def __init__(self, layout: Layout, capacity: int, dtype: torch.dtype, device: str) -> None:
+    def __init__(
+        self, layout: Layout, capacity: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
         shape = (1, layout.kv_heads, capacity, layout.k_width + layout.v_width)
         # Zeroed by hand: lazily zeroed pages would be faulted in during the first request.
         buffers = [_memory(shape, dtype, device).zero_() for _ in range(layout.layers)]
         self._in_place = [InPlaceLayer(layout, buffer) for buffer in buffers]
         super().__init__(layers=list(self._in_place))
         self.bytes = [buffer[0].view(torch.uint8) for buffer in buffers]
-        self._host = [data.numpy() for data in self.bytes] if device == "cpu" else []
+        self._host = [data.numpy() for data in self.bytes] if device.type == "cpu" else []
 
     def truncate(self, length: int) -> None:
         """Let the first ``length`` positions be what the cache holds, dropped or just loaded."""
@@ -124,9 +126,9 @@ class InPlaceCache(Cache):
         return self._host[layer][:, start:stop]
 
 
-def _memory(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> torch.Tensor:
+def _memory(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """On the host it is numpy's, which asks for huge pages: a prompt's rows are all over it."""
-    if device != "cpu":
+    if device.type != "cpu":
         return torch.empty(shape, dtype=dtype, device=device)
     size_bytes = math.prod(shape) * dtype.itemsize
     return torch.from_numpy(np.empty(size_bytes, np.uint8)).view(dtype).view(shape)

@@ -20,20 +20,22 @@ from worker.staging import HostStaging, Staging
 class Resident:
     """One cache, the tokens in it, and its way to host memory."""
 
-    def __init__(self, layout: Layout, capacity: int, dtype: torch.dtype, device: str) -> None:
+    def __init__(
+        self, layout: Layout, capacity: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
         self._layout = layout
         self._dtype = dtype
         self._device = device
         self._tokens = np.zeros(capacity, np.int32)
-        self.renew()
+        self.cache = self._empty()
+        self.staging = self._way()
 
     def renew(self) -> None:
-        """Take fresh memory, because somebody may still write to the old."""
-        self.cache = InPlaceCache(self._layout, self.capacity, self._dtype, self._device)
-        on_host = self._device == "cpu"
-        self.staging: Staging = (
-            HostStaging(self.cache) if on_host else CudaStaging(self.cache.bytes)
-        )
+        """Take fresh host memory, because somebody may still write to the old; nothing is held."""
+        if self._device.type == "cpu":
+            self.cache = self._empty()
+        self.cache.truncate(0)
+        self.staging = self._way()
 
     @property
     def capacity(self) -> int:
@@ -60,7 +62,16 @@ class Resident:
         """From now on the cache holds the KV of just these tokens, which somebody put there."""
         self._tokens[: len(tokens)] = tokens
         self.cache.truncate(len(tokens))
+        self.staging.rewritten(len(tokens))  # soon, by what is run behind them
 
     def ran(self, tokens: Tokens) -> None:
         """The model has just written these tokens' KV behind the others."""
         self._tokens[self.length - len(tokens) : self.length] = tokens
+
+    def _empty(self) -> InPlaceCache:
+        return InPlaceCache(self._layout, self.capacity, self._dtype, self._device)
+
+    def _way(self) -> Staging:
+        """The cache's own way to host memory: on a CPU it lies there already."""
+        on_host = self._device.type == "cpu"
+        return HostStaging(self.cache) if on_host else CudaStaging(self.cache.bytes)

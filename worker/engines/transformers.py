@@ -123,7 +123,7 @@ class TransformersEngine:
         self._connector = connector
         positions = getattr(model.config, "max_position_embeddings", None) or capacity_tokens
         capacity = min(capacity_tokens, positions)
-        self._resident = Resident(layout_for(model), capacity, model.dtype, model.device.type)
+        self._resident = Resident(layout_for(model), capacity, model.dtype, model.device)
         self._ran_tokens = 0
         self._requests = 0
         self._answering = False

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from kvstore.key import BlockSpan, Chain, Tokens
 from kvstore.namespace import Namespace
 from kvstore.rows import KVRows
-from worker.staging import Landing
+from worker.staging import Landing, Mirror
 
 
 @dataclass(frozen=True)
@@ -164,6 +164,8 @@ class DeferredStaging:
     device: ArrayRows
     host: ArrayRows
     queue: list[DeferredCopy] = field(default_factory=list)
+    mirror: Mirror = field(default_factory=Mirror)
+    lifted: list[tuple[int, int]] = field(default_factory=list)
 
     @classmethod
     def over(cls, device: ArrayRows) -> "DeferredStaging":
@@ -178,9 +180,15 @@ class DeferredStaging:
         return self._copy(self.device, self.host, start, stop)
 
     def lift(self, start: int, stop: int) -> Landing:
+        start = self.mirror.missing(start, stop)
+        self.lifted.append((start, stop))
         return self._copy(self.host, self.device, start, stop)
+
+    def rewritten(self, start: int) -> None:
+        self.mirror.rewritten(start)
 
     def _copy(self, target: ArrayRows, source: ArrayRows, start: int, stop: int) -> Landing:
         copy = DeferredCopy(self, target.array[:, :, start:stop], source.array[:, :, start:stop])
         self.queue.append(copy)
+        self.mirror.copying(start, stop)
         return copy

@@ -4,6 +4,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import wait
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -203,6 +204,42 @@ def test_a_transfer_that_fails_half_way_leaves_the_own_blocks_before_it(world: W
     missed = world.loaded(world.request(own, resident=40))
     assert missed == Matched(0, 0, 0, kept=32)
     np.testing.assert_array_equal(own.array[:, :, :32], before[:, :, :32])
+
+
+def test_what_landed_is_not_lifted_again() -> None:
+    world = World(DeferredStaging.over)
+    source = world.saved((67,))
+    request = world.request(world.cache(), boundaries=(67,))
+    assert isinstance(request.staging, DeferredStaging)
+    world.loaded(request)
+    request.staging.device.array[:, :, 67:70] = source.array[:, :, 67:70]
+    world.connector.save(request, PROMPT)
+    world.connector.settle()
+    assert request.staging.lifted == [(67, 70)]
+    np.testing.assert_array_equal(request.staging.host.array[:, :, :70], source.array[:, :, :70])
+    world.connector.close()
+
+
+def test_what_a_failed_transfer_wrote_over_is_lifted_again() -> None:
+    world = World(DeferredStaging.over)
+    world.saved()
+    request = world.request(world.cache(seed=2), tokens=PROMPT + 1)
+    world.connector.save(request, request.tokens)
+    world.connector.settle()
+    assert isinstance(request.staging, DeferredStaging)
+    world.tier.get_error = OSError("reset by peer")
+    again = replace(request, id="again", tokens=PROMPT, resident=40)
+    assert world.loaded(again) == Matched(0, 0, 0, kept=32)
+    world.tier.blocks.clear()
+    world.connector.save(again, PROMPT)
+    world.connector.settle()
+    assert request.staging.lifted == [(0, 70), (32, 70)]
+    world.tier.get_error = None
+    target = world.cache()
+    assert world.loaded(world.request(target)).tokens == 64
+    stored = request.staging.device.array[:, :, :64]
+    np.testing.assert_array_equal(target.array[:, :, :64], stored)
+    world.connector.close()
 
 
 def test_a_bug_of_the_caller_comes_through(world: World) -> None:
