@@ -55,18 +55,17 @@ def show(story: Story, console: Console) -> None:
     table.add_column("request")
     for heading in ("TTFT", "own", "local", "remote", "nvme", "prefilled", "same"):
         table.add_column(heading, justify="right")
-    rows = {
-        "A: first question, cold": story.first,
-        "C: cold, no tier": story.cold,
-        f"A: own cache, median of {len(story.own_hits)}": story.own_hit,
-        "B: warm, the first time": story.first_warm,
-        f"B: warm, median of {len(story.warms)}": story.warm,
-        "B: after node 1's death": story.after_kill,
-        "D: after the restart": story.after_restart,
-    }
-    for name, answer in rows.items():
-        same = "" if answer is story.first else _mark(story.is_like_cold(answer))
-        table.add_row(name, *_figures(answer), same)
+    whole, begun = story.is_like_cold, story.begins_like_cold
+    table.add_row("A: first question, cold", *_figures(story.first), "")
+    for name, answer, is_same in (
+        ("C: cold, no tier", story.cold, whole),
+        (f"A: own cache, median of {len(story.own_hits)}", story.own_hit, begun),
+        ("B: warm, the first time", story.first_warm, whole),
+        (f"B: warm, median of {len(story.warms)}", story.warm, begun),
+        ("B: after node 1's death", story.after_kill, whole),
+        ("D: after the restart", story.after_restart, whole),
+    ):
+        table.add_row(name, *_figures(answer), "yes" if is_same(answer) else "NO")
     console.print(table)
     warm, restarted = story.warm.report, story.after_restart.report
     cold_s = story.cold.report.ttft_s
@@ -78,7 +77,8 @@ def show(story: Story, console: Console) -> None:
     console.print(
         "The samples behind the medians were taken in turns, once no node had written a block to "
         f"its disk for {QUIET_S:g} s, and each {BETWEEN_S:g} s behind an answer to the first "
-        "question. B's first answer was not: it is what made node 1 write the contract."
+        "question; each is of one token. B's first answer was not and has all: it is what made "
+        "node 1 write the contract."
     )
     console.print(
         f"After the restart the first token came {cold_s / restarted.ttft_s:.1f} times sooner, "
@@ -102,7 +102,3 @@ def _figures(answer: WorkerAnswer) -> list[str]:
     report = answer.report
     cached = (report.own_tokens, report.local_tokens, report.remote_tokens, report.nvme_tokens)
     return [f"{report.ttft_s:.3f} s", *map(str, cached), str(report.prefilled_tokens)]
-
-
-def _mark(same: bool) -> str:
-    return "yes" if same else "NO"

@@ -113,8 +113,8 @@ def test_the_story_in_order(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     with Show(Console(file=io.StringIO()), SystemClock()) as show:
         told = story.tell(scene, tmp_path, (FIRST, SECOND), 32, tmp_path, show)
     turn = [
-        "rest", "A first 1", pause, "A second 32",
-        "B deletes", "rest", "B forgets", "B first 1", "B forgets", pause, "B second 32",
+        "rest", "A first 1", pause, "A second 1",
+        "B deletes", "rest", "B forgets", "B first 1", "B forgets", pause, "B second 1",
     ]  # fmt: skip
     assert scene.events == [
         "A starts at 0", "B starts at 1", "C starts at None",
