@@ -3,8 +3,8 @@
     one layer's buffer  uint8 [3 KV heads, capacity, 512]   a block of 64 tokens: 30 x 3 x 64 x 512
                                                             = 2.9 MB, in pieces of 32 KiB
 
-Memory is touched before anything is timed. The limit is what two threads copy of as many bytes
-between two such stretches of memory, without keys, tables or digests.
+Memory is touched before anything is timed. The limit is what as many threads as a read
+gets copy of as many bytes between two such stretches of memory, without keys, tables or digests.
 """
 
 import math
@@ -18,6 +18,8 @@ from benchmarks.measure import timed
 from kvstore.cell import Grid
 from kvstore.key import Tokens
 from kvstore.namespace import Namespace
+from kvstore.transport.local import THREADS_MAX
+from kvstore.transport.shares import hands
 
 GRID = Grid(row_bytes=(512,) * 30, kv_heads=3, block_tokens=64)
 NAMESPACE = Namespace("benchmark", "rope=default", "float32", "gqa", GRID)
@@ -25,7 +27,7 @@ BLOCK_BYTES = GRID.cell_bytes(0, GRID.block_tokens)
 SLOT_BYTES = BLOCK_BYTES + (1 << 16)
 """What a block takes in an arena at most: its payload, a header page, whole pages."""
 PIECE_BYTES = 2 << 20
-COPY_THREADS = 2
+COPY_THREADS = hands(THREADS_MAX)
 VOCABULARY = 49152
 
 
@@ -72,7 +74,7 @@ def zeros(shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
 
 
 class CopyLimit:
-    """Copies ``size_bytes`` between two stretches of memory, in two threads."""
+    """Copies ``size_bytes`` between two stretches of memory, in as many threads as a read gets."""
 
     def __init__(self, size_bytes: int) -> None:
         self._source = random_bytes(size_bytes)

@@ -21,8 +21,11 @@ import numpy.typing as npt
 
 from benchmarks.measure import timed
 from benchmarks.prefix import random_bytes, zeros
+from kvstore.transport.shares import hands
+from kvstore.transport.tcp import CONNECTIONS_MAX
 
-CONNECTIONS = 2
+CONNECTIONS = hands(CONNECTIONS_MAX)
+"""As many as a read gets."""
 ORDER = struct.Struct("<QQQ")
 START_S = 60.0
 

@@ -1,7 +1,7 @@
 """What ``same_node_get`` and ``same_node_put`` share: tiers on this host, and their limit.
 
-Every byte is copied and hashed where it was delivered. The limit copies as many bytes in two
-threads and hashes nothing. Variant ``embedded`` is a tier within this process, ``own node`` a
+Every byte is copied and hashed where it was delivered. The limit copies as many bytes in as
+many threads and hashes nothing. Variant ``embedded`` is a tier within this process, ``own node`` a
 storage node's process whose arena this one maps.
 """
 
@@ -13,6 +13,7 @@ from benchmarks.figure import Budget, Figure, Sense, Skip, Skipped, beside_limit
 from benchmarks.measure import Pairs, Run, Timed, paired
 from benchmarks.prefix import (
     BLOCK_BYTES,
+    COPY_THREADS,
     GRID,
     SLOT_BYTES,
     CopyLimit,
@@ -70,7 +71,8 @@ def measure_on_tiers(
 def _figure(row: str, variant: str, size_bytes: int, pairs: Pairs) -> Figure:
     ours, limit = size_bytes / pairs.ours_median_s, size_bytes / pairs.limit_median_s
     beside = (
-        f"{ours / 1e9:.1f} GB/s, two-thread memcpy {limit / 1e9:.1f} GB/s; {size_bytes >> 20} MiB "
-        f"in blocks of {BLOCK_BYTES / 1e6:.2f} MB, every byte hashed; CPU x {pairs.cpu_cost:.2f}"
+        f"{ours / 1e9:.1f} GB/s, memcpy of {COPY_THREADS} threads {limit / 1e9:.1f} GB/s; "
+        f"{size_bytes >> 20} MiB in blocks of {BLOCK_BYTES / 1e6:.2f} MB, every byte "
+        f"hashed; CPU x {pairs.cpu_cost:.2f}"
     )
     return beside_limit(row, variant, pairs, BUDGET, "of limit", beside, {"bytes": size_bytes})

@@ -1,8 +1,8 @@
-"""What this machine lends to a storage node: its memory limit and its shared memory.
+"""What this machine lends to a storage node or a client: memory, shared memory, processors.
 
-Covers: the memory limit of our cgroup or else the machine's memory, free shared memory, and the
-arena size that follows from both when nobody names one. Does not cover: GPUs, and what a node does
-with its arena (see `kvstore/arena.py`).
+Covers: the limits of our cgroup or else what the machine has, free shared memory, and the arena
+size that follows when nobody names one. Does not cover: GPUs, and what a node does with its arena
+(see `kvstore/arena.py`).
 
     memory limit  |--------- 25 % ---------|.....................................|
     free shm      |------------------- 80 % -------------------|.........|
@@ -10,7 +10,9 @@ with its arena (see `kvstore/arena.py`).
 """
 
 import mmap
+import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -42,34 +44,46 @@ def memory_limit_bytes(root: Path, total_bytes: int) -> int:
     absent or unreadable limits nothing.
     """
     limits = [total_bytes]
-    for folder, name in _cgroup_folders(root):
-        try:
-            text = (folder / name).read_text().strip()
-        except OSError:
-            continue
+    for text, _ in _limits(root, "memory", "memory.max", "memory.limit_in_bytes"):
         if text.isdigit():  # v2 writes "max" for no limit, v1 a number beyond any memory
             limits.append(int(text))
     return min(limits)
 
 
-def _cgroup_folders(root: Path) -> list[tuple[Path, str]]:
-    """The folders and file names in which a memory limit for this process may stand."""
-    try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return []
-    found = []
-    for line in lines:
+def usable_processors(root: Path = Path("/")) -> int:
+    """How many processors this process may keep busy: those it may run on, less by its cgroup's
+    quota, and one at least.
+    """
+    limits = [len(os.sched_getaffinity(0))]
+    for text, folder in _limits(root, "cpu", "cpu.max", "cpu.cfs_quota_us"):
+        quota_us, _, period_us = text.partition(" ")
+        period_us = period_us or _text(folder / "cpu.cfs_period_us")  # v1 has a file for each
+        if quota_us.isdigit() and period_us.isdigit():  # "max", or -1, is no limit
+            limits.append(int(quota_us) // int(period_us))
+    return max(1, min(limits))
+
+
+def _limits(root: Path, controller: str, name: str, name_in_v1: str) -> Iterator[tuple[str, Path]]:
+    """What a controller's limit file says in our cgroup and all its parents, and where it is."""
+    for line in _text(root / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers == "":
-            mount, name = root / "sys/fs/cgroup", "memory.max"
-        elif "memory" in controllers.split(","):
-            mount, name = root / "sys/fs/cgroup/memory", "memory.limit_in_bytes"
+            mount, file = root / "sys/fs/cgroup", name
+        elif controller in controllers.split(","):
+            mount, file = root / "sys/fs/cgroup" / controller, name_in_v1
         else:
             continue
         folder = Path(path.lstrip("/"))
-        found += [(mount / part, name) for part in (folder, *folder.parents)]
-    return found
+        for part in (folder, *folder.parents):
+            yield _text(mount / part / file), mount / part
+
+
+def _text(path: Path) -> str:
+    """What a file holds; nothing, of one that can't be read."""
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
 
 
 def host_id(root: Path = Path("/")) -> str:

@@ -34,7 +34,8 @@ from kvstore.transport.wire import Wire
 
 log = logging.getLogger(__name__)
 
-CONNECTIONS_MAX = 256
+CONNECTIONS_MAX = 512
+"""Of all clients together; each keeps up to four."""
 HANDSHAKE_S = 5.0
 
 

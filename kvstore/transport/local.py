@@ -5,7 +5,7 @@
 
 A leaf is hashed right behind its copy, while it is in the cache. Cells go in batches: one call of
 ``kvstore.leaves`` for each, and the deadline is asked before each. When there is enough to move,
-two threads take batches in turns, so that what has come at the deadline is the front of a prompt.
+threads take batches in turns, so that what has come at the deadline is the front of a prompt.
 """
 
 from collections import deque
@@ -25,10 +25,10 @@ from kvstore.transport.base import (
     Written,
 )
 from kvstore.transport.mapped import MappedNode, write_header
-from kvstore.transport.shares import run_shares, runs
+from kvstore.transport.shares import hands, run_shares, runs
 from kvstore.transport.verify import header_of, leaves_for
 
-THREADS = 2
+THREADS_MAX = 8
 PARALLEL_BYTES = 4 << 20
 """Below this, starting a second thread costs more than it saves."""
 BATCH_BYTES = 4 << 20
@@ -133,5 +133,6 @@ def _share(sizes_bytes: Sequence[int], move: Callable[[slice], None], deadline: 
                 return
             move(part)
 
-    threads = min(len(waiting), THREADS) if sum(sizes_bytes) >= PARALLEL_BYTES else 1
+    parallel = sum(sizes_bytes) >= PARALLEL_BYTES
+    threads = min(len(waiting), hands(THREADS_MAX)) if parallel else 1
     run_shares(threads, take_turns, waiting.clear)

@@ -1,7 +1,7 @@
 """Cells of a node on another host, through its bulk port.
 
     connection 0   cells 0, 2, 4, ...     recv ──> some leaves ──hash them──> next leaves ...
-    connection 1   cells 1, 3, 5, ...     likewise, in a thread of its own
+    connection 1   cells 1, 3, 5, ...     likewise, in a thread of its own; more on large machines
 
 Bytes go from the socket straight into the engine's leaves. Cells are dealt out in turn, so that
 what has come when a deadline passes is the front of the prompt and not two halves of it. A fault
@@ -31,15 +31,15 @@ from kvstore.transport.base import (
     Written,
 )
 from kvstore.transport.frame import BadFrame, Status, Verdict
-from kvstore.transport.shares import run_shares, runs
+from kvstore.transport.shares import hands, run_shares, runs
 from kvstore.transport.verify import header_of, leaves_for
 from kvstore.transport.wire import HOT_BYTES, Wire
 
 log = logging.getLogger(__name__)
 
-CONNECTIONS = 2
+CONNECTIONS_MAX = 4
 PARALLEL_BYTES = 1 << 20
-"""Below this, one connection is as fast as several."""
+"""With less for each of them, fewer connections are as fast."""
 BATCH_BYTES = 4 << 20
 """What is received in one call, hashed as it comes. What that takes to prepare in Python passes
 while the next bytes are on their way."""
@@ -49,8 +49,10 @@ class TcpTransport:
     """A client of one bulk port, with a few connections that stay open between calls."""
 
     def __init__(
-        self, address: str, token: bytes | None = None, connections: int = CONNECTIONS
+        self, address: str, token: bytes | None = None, connections: int | None = None
     ) -> None:
+        """``connections`` is how many at most; else as many as suit this machine."""
+        connections = hands(CONNECTIONS_MAX) if connections is None else connections
         self._peer = _Peer(address, token, connections)
         self._connections = connections
 
@@ -87,7 +89,8 @@ class TcpTransport:
         deadline: Deadline,
     ) -> None:
         """Move cells in turn over the connections; what a fault keeps from moving stays as is."""
-        shares = min(count, self._connections) if size_bytes >= PARALLEL_BYTES else min(count, 1)
+        worth = max(1, size_bytes // PARALLEL_BYTES)
+        shares = min(count, worth, self._connections)
         wires: list[Wire] = []
 
         def move_share(share: int) -> None:

@@ -1,11 +1,17 @@
-"""The arena's default size, over trees of `/proc` and `/sys` made for the test."""
+"""The arena's default size and usable processors, over trees of `/proc` and `/sys`."""
 
 import mmap
+import os
 from pathlib import Path
 
 import pytest
 
-from kvstore.machine import arena_share_bytes, default_arena_bytes, memory_limit_bytes
+from kvstore.machine import (
+    arena_share_bytes,
+    default_arena_bytes,
+    memory_limit_bytes,
+    usable_processors,
+)
 
 GIB = 1 << 30
 
@@ -60,3 +66,34 @@ def test_arena_is_the_smaller_share_in_whole_pages() -> None:
 
 def test_this_machine_has_room(tmp_path: Path) -> None:
     assert default_arena_bytes(tmp_path) > 0
+
+
+V1_QUOTA, V1_PERIOD = (
+    "sys/fs/cgroup/cpu/a/cpu.cfs_quota_us",
+    "sys/fs/cgroup/cpu/a/cpu.cfs_period_us",
+)
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "limits", "expected"),
+    [
+        ("0::/", {}, 16),
+        ("0::/a", {"sys/fs/cgroup/a/cpu.max": "max 100000"}, 16),
+        ("0::/a", {"sys/fs/cgroup/a/cpu.max": "450000 100000"}, 4),
+        ("0::/a", {"sys/fs/cgroup/a/cpu.max": "50000 100000"}, 1),
+        ("0::/a", {"sys/fs/cgroup/a/cpu.max": "9900000 100000"}, 16),
+        ("0::/a", {"sys/fs/cgroup/a/cpu.max": "max", "sys/fs/cgroup/cpu.max": "300000 100000"}, 3),
+        ("3:cpu,cpuacct:/a", {V1_QUOTA: "600000", V1_PERIOD: "200000"}, 3),
+        ("3:cpu,cpuacct:/a", {V1_QUOTA: "-1", V1_PERIOD: "100000"}, 16),
+        ("3:cpu,cpuacct:/a", {V1_QUOTA: "600000"}, 16),
+    ],
+)
+def test_processors_that_may_be_kept_busy(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    cgroup: str,
+    limits: dict[str, str],
+    expected: int,
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
+    assert usable_processors(machine(tmp_path, cgroup, limits)) == expected
