@@ -1,24 +1,27 @@
 """Leaves, many at a time: moved between payloads and an engine's memory, and hashed on arrival.
 
-    scatter   payload ──copy──> leaves, hashed in the leaves      (a read from an arena)
-    gather    leaves ──copy──> payload, hashed in the payload     (a write into an arena)
-    digests   leaves, hashed where they lie                       (before a socket)
-    receive   socket ──> leaves, hashed in the leaves             (behind a socket)
+    scattering   payload ──copy──> leaves, hashed in the leaves      (a read from an arena)
+    gathering    leaves ──copy──> payload, hashed in the payload     (a write into an arena)
+    digests      leaves, hashed where they lie                       (before a socket)
+    receive      socket ──> leaves, hashed in the leaves             (behind a socket)
 
-One call does the leaves of several cells. The native implementation (``native/leaves.c``)
-gives up the interpreter lock for all of it, so that two threads really work side by side. It is
-compiled where the package is built; where there was no compiler its twin in Python does the same,
-slower. Which one it is was settled when this module was imported.
+One call does the leaves of many cells. The native implementation (``native/leaves.c``) gives up the
+interpreter lock for all of it, so that threads really work side by side. It is compiled where the
+package is built; where there was no compiler its twin in Python does the same, slower. Which one it
+is was settled when this module was imported.
+
+What is to be copied is prepared for all cells before the first of them is, and nothing is left to
+do in Python between two of them: whatever passes through the processor's caches in the meantime
+makes that several times as slow.
 
 Does not cover: what the digests should be (``kvstore.transport.verify``), who moves what.
 """
 
 import ctypes
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,21 +29,22 @@ import numpy as np
 import numpy.typing as npt
 
 from kvstore.block import Leaf, Seeds, leaf_digest, payload_leaves
-from kvstore.leaf_table import PLACE_WORDS, Leaves, Words, starts
+from kvstore.leaf_table import HEAD_BYTES, HEADS, PLACE_WORDS, Leaves, Words, starts
 
 FOLDER = Path(__file__).parent
 LIBRARY = "libleaves.so"
 AVX2_LIBRARY = "libleaves_avx2.so"
-_VERSION = 3
+_VERSION = 2
 """``LEAF_VERSION`` of the library that this module can call."""
 _PACKED, _SEED, _ROW_WORDS = PLACE_WORDS, PLACE_WORDS + 1, PLACE_WORDS + 2
 """A ``leaf`` of the library is a place, where it is packed, and its seed: 64-bit words."""
+_WORD_BYTES = 8
 _TIME_MAX_S = 1e9
 """More does not fit into the library's nanoseconds."""
 _Function = Callable[[int, int, int], None]
 _RECEIVE_ARGUMENTS = (
-    ctypes.c_int, ctypes.c_int64, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint64,
-    ctypes.c_void_p, ctypes.c_void_p,
+    ctypes.c_int, ctypes.c_int64, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_void_p,
+    ctypes.c_void_p,
 )  # fmt: skip
 
 Digests = tuple[int, ...]
@@ -91,32 +95,81 @@ class Source(Protocol):
         ...
 
 
+class Moving(Protocol):
+    """The leaves of several parcels, ready to be copied, in any order and by any threads."""
+
+    @property
+    def sizes(self) -> Words:
+        """Bytes of each leaf."""
+        ...
+
+    @property
+    def digests(self) -> npt.NDArray[np.uint64]:
+        """Of what was copied, where it went; of other leaves anything."""
+        ...
+
+    def move(self, part: slice) -> None:
+        """Copy leaves [start, stop), and take their digests."""
+        ...
+
+
 class Mover(Protocol):
     """What an implementation can do."""
 
     implementation: Implementation
 
-    def scatter(self, parcels: Sequence[Parcel]) -> list[Digests]:
-        """Copy payloads into leaves; the digests of what the leaves hold then."""
+    def scattering(self, parcels: Sequence[Parcel]) -> Moving:
+        """Payloads, to be copied into leaves and hashed there."""
         ...
 
-    def gather(self, parcels: Sequence[Parcel]) -> list[Digests]:
-        """Copy leaves into payloads; the digests of what the payloads hold then."""
+    def gathering(self, parcels: Sequence[Parcel]) -> Moving:
+        """Leaves, to be copied into payloads and hashed there."""
         ...
 
     def digests(self, leaves: Leaves, seeds: Seeds) -> Digests:
         """The digests of leaves where they lie."""
         ...
 
-    def receive(
-        self, source: Source, leaves: Leaves, seeds: Seeds, behind_bytes: int = 0
-    ) -> Arrived:
-        """Fill leaves from a socket, one after the other; the digests of what they hold then.
-
-        ``behind_bytes`` come behind them for certain, and are left there: a receiver who knows of
-        much to come may sleep longer.
-        """
+    def receive(self, source: Source, leaves: Leaves, seeds: Seeds) -> Arrived:
+        """Fill leaves from a socket, one after the other; the digests of what they hold then."""
         ...
+
+
+class PythonMoving:
+    """Leaves to be copied by numpy."""
+
+    def __init__(
+        self, sources: Sequence[Leaf], targets: Sequence[Leaf], seeds: Sequence[int]
+    ) -> None:
+        self._leaves = list(zip(sources, targets, seeds, strict=True))
+        self.sizes = np.array([leaf.nbytes for leaf in targets], np.uint64)
+        self.digests = np.zeros(len(targets), np.uint64)
+
+    def move(self, part: slice) -> None:
+        for number, (source, target, seed) in enumerate(self._leaves[part], part.start):
+            np.copyto(target, source)
+            self.digests[number] = leaf_digest(target, seed)
+
+
+class NativeMoving:
+    """Leaves to be copied by the library: it is given a table of addresses."""
+
+    def __init__(self, function: _Function, parcels: Sequence[Parcel]) -> None:
+        self._function = function
+        self._alive = parcels
+        self._rows = _moves(parcels)
+        self.sizes = _sizes(self._rows)
+        self.digests = np.zeros(len(self._rows), np.uint64)
+        self._rows_at, self._digests_at = self._rows.ctypes.data, self.digests.ctypes.data
+
+    def move(self, part: slice) -> None:
+        start, stop = part.start, part.stop
+        assert 0 <= start <= stop <= len(self.digests)
+        self._function(
+            self._rows_at + start * _ROW_WORDS * _WORD_BYTES,
+            stop - start,
+            self._digests_at + start * _WORD_BYTES,
+        )
 
 
 class PythonMover:
@@ -124,20 +177,26 @@ class PythonMover:
 
     implementation = Implementation.PYTHON
 
-    def scatter(self, parcels: Sequence[Parcel]) -> list[Digests]:
-        return [_moved(_packed(one), one.leaves, one.seeds) for one in parcels]
+    def scattering(self, parcels: Sequence[Parcel]) -> Moving:
+        return PythonMoving(
+            sources=[leaf for one in parcels for leaf in _packed(one)],
+            targets=[leaf for one in parcels for leaf in one.leaves],
+            seeds=[seed for one in parcels for seed in one.seeds.tolist()],
+        )
 
-    def gather(self, parcels: Sequence[Parcel]) -> list[Digests]:
-        return [_moved(one.leaves, _packed(one), one.seeds) for one in parcels]
+    def gathering(self, parcels: Sequence[Parcel]) -> Moving:
+        return PythonMoving(
+            sources=[leaf for one in parcels for leaf in one.leaves],
+            targets=[leaf for one in parcels for leaf in _packed(one)],
+            seeds=[seed for one in parcels for seed in one.seeds.tolist()],
+        )
 
     def digests(self, leaves: Leaves, seeds: Seeds) -> Digests:
         return tuple(
             leaf_digest(leaf, seed) for leaf, seed in zip(leaves, seeds.tolist(), strict=True)
         )
 
-    def receive(
-        self, source: Source, leaves: Leaves, seeds: Seeds, behind_bytes: int = 0
-    ) -> Arrived:
+    def receive(self, source: Source, leaves: Leaves, seeds: Seeds) -> Arrived:
         found: list[int] = []
         try:
             for leaf, seed in zip(leaves, seeds.tolist(), strict=True):
@@ -159,27 +218,25 @@ class NativeMover:
         self._receive = library.leaf_receive
         self._receive.argtypes = _RECEIVE_ARGUMENTS
 
-    def scatter(self, parcels: Sequence[Parcel]) -> list[Digests]:
+    def scattering(self, parcels: Sequence[Parcel]) -> Moving:
         assert all(one.leaves.is_writeable for one in parcels)
-        return _by_parcel(parcels, _called(self._scatter, _moves(parcels)))
+        return NativeMoving(self._scatter, parcels)
 
-    def gather(self, parcels: Sequence[Parcel]) -> list[Digests]:
+    def gathering(self, parcels: Sequence[Parcel]) -> Moving:
         assert all(one.payload.flags.writeable for one in parcels)
-        return _by_parcel(parcels, _called(self._gather, _moves(parcels)))
+        return NativeMoving(self._gather, parcels)
 
     def digests(self, leaves: Leaves, seeds: Seeds) -> Digests:
         return _called(self._digests, _rows([leaves], [seeds]))
 
-    def receive(
-        self, source: Source, leaves: Leaves, seeds: Seeds, behind_bytes: int = 0
-    ) -> Arrived:
+    def receive(self, source: Source, leaves: Leaves, seeds: Seeds) -> Arrived:
         assert leaves.is_writeable
         rows, found = _rows([leaves], [seeds]), np.empty(len(leaves), np.uint64)
         done = ctypes.c_uint64()
         time_ns = int(min(source.remaining_s(), _TIME_MAX_S) * 1e9)
         error = self._receive(
-            source.fileno(), time_ns, rows.ctypes.data, len(found), behind_bytes,
-            found.ctypes.data, ctypes.byref(done),
+            source.fileno(), time_ns, rows.ctypes.data, len(found), found.ctypes.data,
+            ctypes.byref(done),
         )  # fmt: skip
         fault = OSError(error, os.strerror(error)) if error else None
         return Arrived(tuple(found[: done.value].tolist()), fault)
@@ -190,14 +247,14 @@ def implementation() -> Implementation:
     return _mover.implementation
 
 
-def scatter(parcels: Sequence[Parcel]) -> list[Digests]:
-    """Copy payloads into leaves; the digests of what the leaves hold then."""
-    return _mover.scatter(parcels)
+def scattering(parcels: Sequence[Parcel]) -> Moving:
+    """Payloads, to be copied into leaves and hashed there."""
+    return _mover.scattering(parcels)
 
 
-def gather(parcels: Sequence[Parcel]) -> list[Digests]:
-    """Copy leaves into payloads; the digests of what the payloads hold then."""
-    return _mover.gather(parcels)
+def gathering(parcels: Sequence[Parcel]) -> Moving:
+    """Leaves, to be copied into payloads and hashed there."""
+    return _mover.gathering(parcels)
 
 
 def digests(leaves: Leaves, seeds: Seeds) -> Digests:
@@ -205,37 +262,37 @@ def digests(leaves: Leaves, seeds: Seeds) -> Digests:
     return _mover.digests(leaves, seeds)
 
 
-def receive(source: Source, leaves: Leaves, seeds: Seeds, behind_bytes: int = 0) -> Arrived:
-    """Fill leaves from a socket, one after the other; the digests of what they hold then.
-
-    ``behind_bytes`` come behind them for certain, and are left there.
-    """
-    return _mover.receive(source, leaves, seeds, behind_bytes)
+def receive(source: Source, leaves: Leaves, seeds: Seeds) -> Arrived:
+    """Fill leaves from a socket, one after the other; the digests of what they hold then."""
+    return _mover.receive(source, leaves, seeds)
 
 
 def _packed(parcel: Parcel) -> list[Leaf]:
     return payload_leaves(parcel.payload, [leaf.shape for leaf in parcel.leaves])
 
 
-def _moved(sources: Iterable[Leaf], targets: Iterable[Leaf], seeds: Seeds) -> Digests:
-    found = []
-    for source, target, seed in zip(sources, targets, seeds.tolist(), strict=True):
-        np.copyto(target, source)
-        found.append(leaf_digest(target, seed))
-    return tuple(found)
-
-
 def _moves(parcels: Sequence[Parcel]) -> Words:
     """A row for every leaf: where it lies, and where it is packed."""
     rows = _rows([one.leaves for one in parcels], [one.seeds for one in parcels])
-    start = 0
-    for one in parcels:
-        stop, sizes = start + len(one.leaves), one.leaves.sizes
-        assert one.payload.flags.c_contiguous
-        assert sizes.sum() == one.payload.nbytes, "payload and leaves disagree"
-        rows[start:stop, _PACKED] = one.payload.ctypes.data + starts(sizes)
-        start = stop
+    if not parcels:
+        return rows
+    assert all(one.payload.flags.c_contiguous for one in parcels)
+    counts = [len(one.leaves) for one in parcels]
+    firsts = np.cumsum([0, *counts[:-1]])
+    sizes = _sizes(rows)
+    packed_bytes = np.add.reduceat(sizes, firsts)
+    assert packed_bytes.tolist() == [one.payload.nbytes for one in parcels], (
+        "payload and leaves disagree"
+    )
+    behind = starts(sizes)
+    payloads = np.array([one.payload.ctypes.data for one in parcels], np.uint64)
+    rows[:, _PACKED] = np.repeat(payloads - behind[firsts], counts) + behind
     return rows
+
+
+def _sizes(rows: Words) -> Words:
+    sizes: Words = rows[:, HEADS] * rows[:, HEAD_BYTES]
+    return sizes
 
 
 def _rows(leaves: Sequence[Leaves], seeds: Sequence[Seeds]) -> Words:
@@ -260,11 +317,6 @@ def _called(function: _Function, rows: Words) -> Digests:
     found = np.empty(len(rows), np.uint64)
     function(rows.ctypes.data, len(found), found.ctypes.data)
     return tuple(found.tolist())
-
-
-def _by_parcel(parcels: Sequence[Parcel], found: Digests) -> list[Digests]:
-    stops = accumulate((len(one.leaves) for one in parcels), initial=0)
-    return [found[start:stop] for start, stop in pairwise(stops)]
 
 
 def _library(name: str) -> ctypes.CDLL | None:

@@ -28,7 +28,7 @@
 #include "xxhash.h"
 
 /* Raised whenever a signature, a structure or a meaning here changes. */
-#define LEAF_VERSION 3
+#define LEAF_VERSION 2
 
 /* A piece that is copied or received, and then hashed, must still be in the cache of one core. */
 #define PIECE_BYTES ((uint64_t)(64 << 10))
@@ -218,16 +218,15 @@ static int receive_piece(int socket, arrival *here, uint64_t *coming) {
     return 0;
 }
 
-/* Fills leaves from a blocking socket for at most `time_ns`; `behind` bytes that are somebody else's
- * to receive come behind them for certain. 0, or the error number that ended it: ETIMEDOUT for the
- * time, ECONNRESET for a peer that closed. Either way `done` leaves have come whole and have their
- * digests. With nothing behind, the socket wakes whoever waits at the first byte again. */
-int leaf_receive(int socket, int64_t time_ns, const leaf *leaves, uint64_t count, uint64_t behind,
+/* Fills leaves from a blocking socket for at most `time_ns`. 0, or the error number that ended it:
+ * ETIMEDOUT for the time, ECONNRESET for a peer that closed. Either way `done` leaves have come
+ * whole and have their digests. Of leaves that have all come, the socket wakes at the first byte. */
+int leaf_receive(int socket, int64_t time_ns, const leaf *leaves, uint64_t count,
                  uint64_t *digests, uint64_t *done) {
     arrival here = {.leaves = leaves, .count = count, .digests = digests};
     int64_t start_ns = monotonic_ns(), armed_ns = start_ns - REARM_NS;
-    uint64_t coming = behind;
-    int fault = 0, wake_bytes = 0;
+    uint64_t coming = 0;
+    int fault = 0, wake_bytes = 1;
     for (uint64_t i = 0; i < count; i++)
         coming += leaves[i].heads * leaves[i].head_bytes;
     if (count)

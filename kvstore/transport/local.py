@@ -3,19 +3,23 @@
     get   slot ──copy──> leaf ──hash the leaf──> next leaf ... ──> is the slot still the same?
     put   leaf ──copy──> slot ──hash the slot──> next leaf ... ──> header
 
-A leaf is hashed right behind its copy, while it is in the cache. Cells go in batches: one call of
-``kvstore.leaves`` for each, and the deadline is asked before each. When there is enough to move,
-threads take batches in turns, so that what has come at the deadline is the front of a prompt.
+A leaf is hashed right behind its copy, while it is in the cache. Many cells are prepared at once;
+then their leaves are moved some megabytes at a time, and the deadline is asked before each of these
+steps. When there is enough to move, threads take turns at them, so that what has come at the
+deadline is the front of a prompt.
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
 
 from kvstore.block import HEADER_BYTES, FormatFault, Header, header_digest, leaf_seeds
 from kvstore.clock import Deadline
 from kvstore.fs import FileSystem, Mapped
-from kvstore.leaves import Parcel, gather, scatter
+from kvstore.leaves import Digests, Moving, Parcel, gathering, scattering
 from kvstore.table import SlotState
 from kvstore.transport.base import (
     CellRead,
@@ -31,9 +35,10 @@ from kvstore.transport.verify import header_of, leaves_for
 THREADS_MAX = 8
 PARALLEL_BYTES = 4 << 20
 """Below this, starting a second thread costs more than it saves."""
-BATCH_BYTES = 4 << 20
-"""Cells are moved so many bytes at a time: few hand-overs of the interpreter lock, and a deadline
-that passes costs no more than one batch."""
+STEP_BYTES = 4 << 20
+"""Leaves are moved so many bytes at a time: a deadline that passes costs no more than that."""
+PREPARED_BYTES = 512 << 20
+"""Cells are prepared so many bytes at a time: the first copy need not wait for all of a prompt."""
 
 
 class LocalTransport:
@@ -51,26 +56,22 @@ class LocalTransport:
 
     def read(self, cells: Sequence[CellRead], deadline: Deadline) -> list[ReadOutcome]:
         outcomes = [ReadOutcome.FAILED] * len(cells)
-
-        def read_some(part: slice) -> None:
-            outcomes[part] = self._read(cells[part])
-
-        _share([cell.length for cell in cells], read_some, deadline)
+        for part in runs([cell.length for cell in cells], PREPARED_BYTES):
+            if not deadline.passed():
+                outcomes[part] = self._read(cells[part], deadline)
         return outcomes
 
     def write(self, cells: Sequence[CellWrite], deadline: Deadline) -> list[Written]:
         answers = [Written(WriteOutcome.UNSENT)] * len(cells)
-
-        def write_some(part: slice) -> None:
-            answers[part] = self._write(cells[part])
-
-        _share([cell.length for cell in cells], write_some, deadline)
+        for part in runs([cell.length for cell in cells], PREPARED_BYTES):
+            if not deadline.passed():
+                answers[part] = self._write(cells[part], deadline)
         return answers
 
     def close(self) -> None:
         """Nothing to do: the mapping goes with the last view of it."""
 
-    def _read(self, cells: Sequence[CellRead]) -> list[ReadOutcome]:
+    def _read(self, cells: Sequence[CellRead], deadline: Deadline) -> list[ReadOutcome]:
         outcomes = [ReadOutcome.GONE] * len(cells)
         headers: dict[int, Header] = {}
         parcels = []
@@ -89,8 +90,11 @@ class LocalTransport:
                 headers[index] = header
                 seeds = leaf_seeds(read.key, read.cell, len(leaves))
                 parcels.append(Parcel(found[HEADER_BYTES:], leaves, seeds))
-        for (index, header), digests in zip(headers.items(), scatter(parcels), strict=True):
-            if digests == header.leaf_digests:
+        moved = _moved(scattering(parcels), parcels, deadline)
+        for (index, header), digests in zip(headers.items(), moved, strict=True):
+            if digests is None:
+                outcomes[index] = ReadOutcome.FAILED
+            elif digests == header.leaf_digests:
                 outcomes[index] = ReadOutcome.VERIFIED
         is_sealed = self._node.is_sealed
         for index, read in enumerate(cells):
@@ -100,7 +104,7 @@ class LocalTransport:
                 outcomes[index] = ReadOutcome.GONE
         return outcomes
 
-    def _write(self, cells: Sequence[CellWrite]) -> list[Written]:
+    def _write(self, cells: Sequence[CellWrite], deadline: Deadline) -> list[Written]:
         answers = [Written(WriteOutcome.GONE)] * len(cells)
         slots: dict[int, Mapped] = {}
         parcels = []
@@ -114,25 +118,48 @@ class LocalTransport:
                 leaves = write.leaves
                 seeds = leaf_seeds(write.key, write.cell, len(leaves))
                 parcels.append(Parcel(found[HEADER_BYTES:], leaves, seeds))
-        for (index, slot), digests in zip(slots.items(), gather(parcels), strict=True):
+        moved = _moved(gathering(parcels), parcels, deadline)
+        for (index, slot), digests in zip(slots.items(), moved, strict=True):
+            if digests is None:
+                answers[index] = Written(WriteOutcome.UNSENT)
+                continue
             packed = cells[index].header(digests).pack()
             write_header(slot, packed)
             answers[index] = Written(WriteOutcome.FILLED, header_digest(packed))
         return answers
 
 
-def _share(sizes_bytes: Sequence[int], move: Callable[[slice], None], deadline: Deadline) -> None:
-    """Call ``move`` for every batch until the deadline, in as many threads as pay."""
-    waiting = deque(runs(sizes_bytes, BATCH_BYTES))
+def _moved(moving: Moving, parcels: Sequence[Parcel], deadline: Deadline) -> list[Digests | None]:
+    """Move leaves until the deadline, in as many threads as pay.
+
+    Gives the digests of every parcel's leaves, ``None`` for one of which not all were moved.
+    """
+    sizes_bytes = moving.sizes.tolist()
+    waiting = deque(runs(sizes_bytes, STEP_BYTES))
+    arrived = np.zeros(len(sizes_bytes), np.bool_)
 
     def take_turns(_share: int) -> None:
         while not deadline.passed():
             try:
-                part = waiting.popleft()
+                step = waiting.popleft()
             except IndexError:
                 return
-            move(part)
+            moving.move(step)
+            arrived[step] = True
 
     parallel = sum(sizes_bytes) >= PARALLEL_BYTES
-    threads = min(len(waiting), hands(THREADS_MAX)) if parallel else 1
-    run_shares(threads, take_turns, waiting.clear)
+    run_shares(min(len(waiting), hands(THREADS_MAX)) if parallel else 1, take_turns, waiting.clear)
+    return _by_parcel(parcels, moving.digests, arrived)
+
+
+def _by_parcel(
+    parcels: Sequence[Parcel], digests: npt.NDArray[np.uint64], arrived: npt.NDArray[np.bool_]
+) -> list[Digests | None]:
+    found, whole = tuple(digests.tolist()), bool(arrived.all())
+    cut: list[Digests | None] = []
+    start = 0
+    for one in parcels:
+        stop = start + len(one.leaves)
+        cut.append(found[start:stop] if whole or arrived[start:stop].all() else None)
+        start = stop
+    return cut

@@ -40,9 +40,6 @@ log = logging.getLogger(__name__)
 CONNECTIONS_MAX = 4
 PARALLEL_BYTES = 1 << 20
 """With less for each of them, fewer connections are as fast."""
-BATCH_BYTES = 4 << 20
-"""What is received in one call, hashed as it comes. What that takes to prepare in Python passes
-while the next bytes are on their way."""
 
 
 class TcpTransport:
@@ -220,28 +217,30 @@ def _receive_payloads(
     found: list[tuple[int, Header]],
     outcomes: list[ReadOutcome],
 ) -> None:
-    """Receive and verify the leaves of several cells at a time."""
-    sizes_bytes = [header.payload_bytes for _, header in found]
-    for part in runs(sizes_bytes, BATCH_BYTES):
-        leaves, seeds = [], []
-        for index, header in found[part]:
-            into = leaves_for(cells[index], header)
-            if isinstance(into, FormatFault):
-                outcomes[index] = ReadOutcome.CORRUPT
-                raise BadFrame(f"a payload that does not fit its leaves: {into.value}")
-            leaves.append(into)
-            seeds.append(leaf_seeds(header.key, header.cell, len(into)))
-        behind_bytes = sum(sizes_bytes[part.stop :])
-        arrived = wire.receive_leaves(Leaves.joined(leaves), np.concatenate(seeds), behind_bytes)
+    """Receive and verify the leaves of all cells. The first ones are on their way meanwhile."""
+    leaves, seeds = [], []
+    misfit = None
+    for index, header in found:
+        into = leaves_for(cells[index], header)
+        if isinstance(into, FormatFault):
+            outcomes[index] = ReadOutcome.CORRUPT
+            misfit = BadFrame(f"a payload that does not fit its leaves: {into.value}")
+            break
+        leaves.append(into)
+        seeds.append(leaf_seeds(header.key, header.cell, len(into)))
+    if leaves:
+        arrived = wire.receive_leaves(Leaves.joined(leaves), np.concatenate(seeds))
         start = 0
-        for index, header in found[part]:
-            stop = start + len(header.leaf_digests)
+        for (index, header), into in zip(found, leaves, strict=False):
+            stop = start + len(into)
             if stop <= len(arrived.digests):
                 good = arrived.digests[start:stop] == header.leaf_digests
                 outcomes[index] = ReadOutcome.VERIFIED if good else ReadOutcome.CORRUPT
             start = stop
         if arrived.fault is not None:
             raise arrived.fault
+    if misfit is not None:
+        raise misfit
 
 
 def _write_cells(

@@ -85,13 +85,9 @@ class Wire:
         """Send leaves one after the other, head by head."""
         self.send(*(segment for leaf in leaves for segment in _segments(leaf)))
 
-    def receive_leaves(self, leaves: Leaves, seeds: Seeds, behind_bytes: int = 0) -> Arrived:
-        """Fill leaves one after the other, straight into where they lie, and hash them there.
-
-        ``behind_bytes`` more are on their way for certain; with none, the kernel wakes whoever
-        waits for this connection at the first byte again.
-        """
-        return receive(self, leaves, seeds, behind_bytes)
+    def receive_leaves(self, leaves: Leaves, seeds: Seeds) -> Arrived:
+        """Fill leaves one after the other, straight into where they lie, and hash them there."""
+        return receive(self, leaves, seeds)
 
     def receive_into(self, leaf: Leaf) -> None:
         """Fill a leaf."""

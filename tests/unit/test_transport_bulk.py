@@ -3,12 +3,14 @@
 import os
 import select
 import signal
+import socket
+import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from kvstore.block import Leaf
 from kvstore.clock import Deadline, SystemClock
 from kvstore.errors import StateError
 from kvstore.transport.base import ReadOutcome
@@ -31,21 +33,31 @@ def bulk(world: World) -> Iterator[BulkProcess]:
     process.stop()
 
 
-class KillingClock(SystemClock):
-    """Kills a process, and waits for its end, when it is read and a leaf is not empty any more."""
+def kill(pid: int) -> None:
+    """Kill a process, and wait for its end."""
+    end = os.pidfd_open(pid)
+    os.kill(pid, signal.SIGKILL)
+    select.select([end], [], [])
+    os.close(end)
 
-    def __init__(self, pid: int, leaf: Leaf) -> None:
-        self._pid = pid
-        self._leaf = leaf
 
-    def monotonic_s(self) -> float:
-        if self._pid and self._leaf.any():
-            end = os.pidfd_open(self._pid)
-            os.kill(self._pid, signal.SIGKILL)
-            select.select([end], [], [])
-            os.close(end)
-            self._pid = 0
-        return super().monotonic_s()
+def relay(listener: socket.socket, bulk: BulkProcess, enough_bytes: int) -> None:
+    """Pass one connection on, and kill the process when it has sent so much."""
+    host, _, port = bulk.address.rpartition(":")
+    client, _ = listener.accept()
+    with client, socket.create_connection((host, int(port))) as server:
+        passed = 0
+        # A process that is killed leaves nothing, or an error, behind what it had sent.
+        with suppress(ConnectionError):
+            while True:
+                for source in select.select([client, server], [], [])[0]:
+                    piece = source.recv(1 << 16)
+                    if not piece:
+                        return
+                    (server if source is client else client).sendall(piece)
+                    passed += len(piece) if source is server else 0
+                if passed > enough_bytes and bulk.is_alive():
+                    kill(bulk.pid)
 
 
 def test_cells_come_from_another_process(world: World, bulk: BulkProcess) -> None:
@@ -64,10 +76,13 @@ def test_hold_a_node_killed_in_the_middle_of_a_read_costs_the_rest_of_it(
     shapes = ((4, 16, 8192),) * 4
     content = [world.leaves(shapes) for _ in range(12)]
     reads = [world.stored(leaves) for leaves in content]
-    transport = TcpTransport(bulk.address, connections=1)
-    deadline = Deadline.after(KillingClock(bulk.pid, next(iter(reads[1].leaves))), 30.0)
-    outcomes = transport.read(reads, deadline)
-    transport.close()
+    with socket.create_server((HOST, 0)) as listener:
+        relaying = threading.Thread(target=relay, args=(listener, bulk, 2 * reads[0].length))
+        relaying.start()
+        transport = TcpTransport(f"{HOST}:{listener.getsockname()[1]}", connections=1)
+        outcomes = transport.read(reads, soon())
+        transport.close()
+        relaying.join()
     assert outcomes[0] is ReadOutcome.VERIFIED
     assert outcomes[-1] is ReadOutcome.FAILED
     assert outcomes == sorted(outcomes)

@@ -31,7 +31,7 @@ def test_half_the_processors_two_at_least_and_no_more_than_pay(
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many parts each transfer had, on a machine of 64 processors; every cell pays."""
     monkeypatch.setattr(shares, "_processors", lambda: 64)
-    monkeypatch.setattr(local, "BATCH_BYTES", 1)
+    monkeypatch.setattr(local, "STEP_BYTES", 1)
     monkeypatch.setattr(local, "PARALLEL_BYTES", 1)
     monkeypatch.setattr(tcp, "PARALLEL_BYTES", 1)
     counts: list[int] = []
