@@ -137,7 +137,7 @@ class Holds:
         )
         if not news.any():
             return CarryReply(HoldOutcome.GRANTED, wanted)
-        wanted = news & ~self._are_here(asked)
+        wanted = news & ~self.are_here(asked)
         more_bytes = 0 if asked.name in self._holds else request.more_bytes
         if (refusal := self._refusal(asked.select(news), more_bytes)) is not None:
             return CarryReply(refusal, wanted)
@@ -193,6 +193,12 @@ class Holds:
     def short(self) -> int:
         """How many holds have fewer copies than were asked for."""
         return sum(self._state(hold) is not CopyState.COMPLETE for hold in self.with_copies())
+
+    def are_here(self, hold: Hold) -> Rows:
+        """Which of its cells can be read here, as far as that is known."""
+        above = self._host.find(hold.keys, hold.cells).held
+        here: Rows = above | self._behind.find(hold.keys, hold.cells)
+        return here
 
     def lose(self, keys: Keys) -> None:
         """These blocks are about to be deleted: no promise is about them any more."""
@@ -317,11 +323,6 @@ class Holds:
         """The last grant of that name of which this node knows that it is over."""
         known = (self._released.get(name), self._holds.get(name))
         return max((hold.released for hold in known if hold is not None), default=0)
-
-    def _are_here(self, hold: Hold) -> Rows:
-        above = self._host.find(hold.keys, hold.cells).held
-        here: Rows = above | self._behind.find(hold.keys, hold.cells)
-        return here
 
     def _remember_release(self, hold: Hold) -> None:
         """With all grants of before, for as long as the longest of them would have lasted."""

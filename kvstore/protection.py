@@ -2,6 +2,9 @@
 
     on the disk         that copy: pinned in the NVMe tier, the one in the arena is ordinary
     in the arena only   that copy: pinned in the host tier, and wanted on the disk
+    in doubt on the disk, which refused to read it
+                        that copy if there is no other; else as if it were in the arena only, until
+                        what is written again has taken its place
 
 How many promises protect a copy is counted: packed, two bytes for each slot and each record. A
 cell's expiry is moved behind the end of its promise, in both tiers; when the last one ends, the
@@ -14,10 +17,11 @@ anew by ``kvstore.holds``. Does not cover: who is promised what.
 import numpy as np
 import numpy.typing as npt
 
-from kvstore.key import Keys
+from kvstore.key import Keys, as_keys
 from kvstore.table import Cells, Found, Slots
 from kvstore.tiers.behind import Behind
 from kvstore.tiers.host import HostTier
+from kvstore.tiers.life import later
 
 Rows = npt.NDArray[np.bool_]
 
@@ -43,12 +47,13 @@ class Protection:
         self._follow()
         above = self._host.table.find_sealed(keys, cells)
         below = self._behind.locate(keys, cells)
-        numbers, slots = below.slots[below.held], above.slots[above.held & ~below.held]
+        is_below = below.held & ~(above.held & self._behind.are_in_doubt(_slots(below)))
+        numbers, slots = below.slots[is_below], above.slots[above.held & ~is_below]
         self._keep(numbers)
         self._below[numbers] += 1
         self._host.pin(slots[self._above[slots] == 0].tolist())
         self._above[slots] += 1
-        self._prolong_above(above.slots[above.held], until_ms)
+        self._prolong_above(above.slots[above.held], np.uint64(until_ms))
         self._prolong_below(numbers, np.uint64(until_ms))
         self._behind.want(slots)
         here: Rows = above.held | below.held
@@ -85,18 +90,20 @@ class Protection:
         self._follow()
         numbers = np.flatnonzero(self._below).astype(np.uint32)
         self._is_lacking |= not self._behind.are_held(numbers).all()
+        self._recall(numbers[self._behind.are_in_doubt(numbers)])
         slots = np.flatnonzero(self._above).astype(np.uint32)
         if self._is_lacking or not len(slots):
             return not self._is_lacking
         records = self._host.table.slots
         below = self._behind.locate(self._host.table.keys_of(slots), records["cell"][slots])
-        arrived, numbers = slots[below.held], below.slots[below.held]
+        is_below = below.held & ~self._behind.are_in_doubt(_slots(below))
+        arrived, numbers = slots[is_below], below.slots[is_below]
         self._keep(numbers)
         self._below[numbers] += self._above[arrived]
         self._prolong_below(numbers, records["expires_ms"][arrived])
         self._above[arrived] = 0
         self._host.unpin(arrived.tolist())
-        self._behind.want(slots[~below.held])
+        self._behind.want(slots[~is_below])
         return True
 
     def lift(self, slot: int) -> int:
@@ -113,6 +120,22 @@ class Protection:
             self._above[slot] = count
             self._host.pin([slot])
         self._is_lacking |= bool(count) and not is_whole
+
+    def _recall(self, numbers: Slots) -> None:
+        """Protect in the arena what is there again, and in doubt on the disk."""
+        disk = self._behind.disk
+        if disk is None or not len(numbers):
+            return
+        records = disk.records[numbers]
+        above = self._host.table.find_sealed(
+            as_keys(records["key"].tobytes()), records["cell"].copy()
+        )
+        slots, numbers = above.slots[above.held], numbers[above.held]
+        self._host.pin(slots[self._above[slots] == 0].tolist())
+        self._above[slots] += self._below[numbers]
+        self._prolong_above(slots, disk.records["expires_ms"][numbers])
+        self._below[numbers] = 0
+        self._let_go(numbers)
 
     def _follow(self) -> None:
         """What the disk kept for us it does not any more if it went away meanwhile."""
@@ -131,15 +154,15 @@ class Protection:
         if disk is not None:
             disk.let_go(numbers)
 
-    def _prolong_above(self, slots: Slots, until_ms: int) -> None:
+    def _prolong_above(self, slots: Slots, until_ms: npt.NDArray[np.uint64] | np.uint64) -> None:
         """Let cells that expire live until then, at least."""
         expires = self._host.table.slots["expires_ms"]
-        expires[slots] = _later(expires[slots], np.uint64(until_ms))
+        expires[slots] = later(expires[slots], until_ms)
 
     def _prolong_below(self, numbers: Slots, until_ms: npt.NDArray[np.uint64] | np.uint64) -> None:
         disk = self._behind.disk
         if disk is not None and len(numbers):
-            disk.set_expiry(numbers, _later(disk.records["expires_ms"][numbers], until_ms))
+            disk.set_expiry(numbers, later(disk.records["expires_ms"][numbers], until_ms))
 
     def _curtail(self, slots: Slots, numbers: Slots, wall_ms: int) -> None:
         """Let cells live no longer than after a use just now."""
@@ -153,15 +176,6 @@ class Protection:
 def _slots(found: Found) -> Slots:
     """Where each is; slot 0 for those that are not held."""
     return np.where(found.held, found.slots, np.uint32(0))
-
-
-def _later(
-    expires_ms: npt.NDArray[np.uint64], until_ms: npt.NDArray[np.uint64] | np.uint64
-) -> npt.NDArray[np.uint64]:
-    """The later of both; 0 is never."""
-    ends = (expires_ms != 0) & (until_ms != 0)
-    later: npt.NDArray[np.uint64] = np.where(ends, np.maximum(expires_ms, until_ms), 0)
-    return later
 
 
 def _after_use(records: npt.NDArray[np.void], wall_ms: int) -> npt.NDArray[np.uint64]:

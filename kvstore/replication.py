@@ -49,6 +49,8 @@ TRIES_MAX = 6
 """Surveys in a row that find nothing more there: then somebody else is to have the copy."""
 DECLINED_S = 60.0
 """For so long a node that declined a hold is not asked again."""
+SHORT_S = 5.0
+"""So soon is asked again who lacks what this node's disk refuses to read."""
 STEP_MAX_S = 1.0
 """What goes beyond it between two looks was this node's own standstill, and nobody's absence."""
 BURST_S = 0.25
@@ -135,12 +137,14 @@ class _Duty:
     lacking: int | None = None
     """The fewest cells of this part that the partner was seen to lack."""
     tries: int = 0
+    is_short: bool = False
+    """Whether the partner lacks what can't be read here just now, either."""
     declined: dict[str, float] = field(default_factory=dict)
     """Who declined it, and until when it is not asked again."""
     state: CopyState = CopyState.UNDER_WAY
 
     def start_over(self, due_s: float) -> None:
-        self.due_s, self.start, self.tries = due_s, 0, 0
+        self.due_s, self.start, self.tries, self.is_short = due_s, 0, 0, False
         self.wanted, self.lacking = np.empty(0, np.intp), None
 
 
@@ -313,6 +317,12 @@ class Replication:
     def _compare(self, duty: _Duty, rows: Row, wanted: Row) -> None:
         """The partner lacks ``wanted`` of ``rows``: send that, go on, or wait a while."""
         now_s = self._clock.monotonic_s()
+        if len(wanted):
+            here = self._holds.are_here(
+                duty.hold.select(np.isin(np.arange(len(duty.hold)), wanted))
+            )
+            duty.is_short |= not here.all()
+            wanted = wanted[here]  # nobody else is to be asked for what can't be sent to anybody
         if not len(wanted):
             duty.start, duty.tries, duty.lacking = int(rows[-1]) + 1, 0, None
             duty.due_s = now_s
@@ -332,6 +342,11 @@ class Replication:
             duty.due_s += min(PAUSE_MAX_S, PAUSE_MIN_S * 2**duty.tries)
 
     def _complete(self, duty: _Duty) -> None:
+        """All of it was looked at, and what can be read here is there."""
+        if duty.is_short:
+            self._tell(duty, CopyState.UNDER_WAY)
+            duty.start_over(self._clock.monotonic_s() + SHORT_S)
+            return
         duty.hold = self._holds.meet(duty.hold, duty.partner)
         duty.incarnation = self._incarnation(duty.partner)
         duty.start_over(self._clock.monotonic_s() + SURVEY_S)

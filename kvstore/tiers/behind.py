@@ -84,11 +84,11 @@ class Behind:
         self._nvme.is_sealed = sealed
 
     def locate(self, keys: Keys, cells: Cells) -> Found:
-        """What is on the disk, expired or not, sealed or not, as ``NvmeTier.find`` says it."""
+        """What is on the disk, expired or not, in doubt or not, sealed or not."""
         return self._nvme.locate(keys, cells)
 
     def find(self, keys: Keys, cells: Cells) -> npt.NDArray[np.bool_]:
-        """Which cells are on the disk, and have not expired."""
+        """Which cells are on the disk, have not expired and are not in doubt."""
         return self._nvme.find(keys, cells).held
 
     def touch(
@@ -112,6 +112,10 @@ class Behind:
     def are_held(self, numbers: Slots) -> npt.NDArray[np.bool_]:
         """Of which records that ``locate`` has named the cells are on the disk still."""
         return self._nvme.are_held(numbers)
+
+    def are_in_doubt(self, numbers: Slots) -> npt.NDArray[np.bool_]:
+        """Of which records that ``locate`` has named the disk refused to read the cells."""
+        return self._nvme.are_in_doubt(numbers)
 
     def drop(self, keys: Keys) -> None:
         """What the arena had of a block was damaged: so may be what was written of it.
@@ -175,9 +179,9 @@ class Behind:
         )
 
     def snapshot(self) -> Changes:
-        """All that either tier holds, as if it had just come."""
+        """All that either tier holds and that is not in doubt, as if it had just come."""
         table, slots = self._host.table, self._host.held_slots()
-        below = self._nvme.held_records()
+        below = self._nvme.sure_records()
         below = below[~table.find(as_keys(below["key"].tobytes()), below["cell"].copy()).held]
         return Changes(
             keys=np.concatenate([table.keys_of(slots), as_keys(below["key"].tobytes())]),

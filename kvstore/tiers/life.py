@@ -30,6 +30,22 @@ def slide(
     records["expires_ms"][rows] = np.where(expiring, until, 0)
 
 
+def later(
+    expires_ms: npt.NDArray[np.uint64], until_ms: npt.NDArray[np.uint64] | np.uint64
+) -> npt.NDArray[np.uint64]:
+    """The later end of both; 0 is never."""
+    ends = (expires_ms != 0) & (until_ms != 0)
+    found: npt.NDArray[np.uint64] = np.where(ends, np.maximum(expires_ms, until_ms), 0)
+    return found
+
+
+def outlive(records: npt.NDArray[np.void], row: int, former: np.void) -> None:
+    """Let a cell that takes another one's place live as long, and be as fresh, as either."""
+    for name in ("expires_ms", "ttl_s"):
+        records[name][row] = later(records[name][row], former[name])
+    records["stamp"][row] = max(records["stamp"][row], former["stamp"])
+
+
 def clamp(records: npt.NDArray[np.void], rows: npt.NDArray[np.uint32], wall_ms: int) -> None:
     """Let no expiry of ``rows`` be further away than use makes it, whatever the clock was before.
 

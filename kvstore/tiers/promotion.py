@@ -5,8 +5,8 @@
 
 A call is promised no more than ``PROMISED_SHARE`` of the arena together with all others, and so
 much is under way at a time; calls that want the same cell share its load. What the arena has no
-room for, what expires or turns out damaged does not come: nobody is told why, the reader's prefix
-ends before it.
+room for, what expires, turns out damaged or can't be read does not come: nobody is told why, the
+reader's prefix ends before it.
 
 Does not cover: how long a call waits, its lease (``kvstore.node``).
 """

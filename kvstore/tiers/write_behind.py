@@ -81,7 +81,7 @@ class WriteBehind:
         self._spent_bytes = 0
 
     def holds(self, slot: int) -> bool:
-        """Whether the cell of a held slot is on the disk."""
+        """Whether the cell of a held slot is on the disk, and not in doubt there."""
         one = np.array([slot], np.uint32)
         table = self._host.table
         return bool(self._nvme.holds(table.keys_of(one), table.slots["cell"][one])[0])

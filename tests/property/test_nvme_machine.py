@@ -1,9 +1,11 @@
 """The NVMe tier against a plain set of names, in a tiny world: stores, loads, deletes, crashes.
 
 A crash keeps, loses or tears what was not synced; the catalog may be lost on top of it. The world
-looks at every byte that is delivered. Does not cover: a crash within an operation of the disk
-(``tests/unit/nvme/test_nvme_crash.py``).
+looks at every byte that is delivered. Now and then the disk refuses to read. Does not cover: a
+crash within an operation of the disk (``tests/unit/nvme/test_nvme_crash.py``).
 """
+
+import errno
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -60,10 +62,15 @@ class NvmeMachine(RuleBasedStateMachine):
                 self.world.queue.work()
         self.world.take(self.world.tier.poll())
 
+    @rule(is_refusing=st.booleans())
+    def refuse_reads(self, is_refusing: bool) -> None:
+        self.world.steps.faults = {"read": errno.EIO} if is_refusing else {}
+
     @rule(power_lost=st.booleans(), catalog_lost=st.booleans())
     def crash(self, power_lost: bool, catalog_lost: bool) -> None:
         if catalog_lost:
             self.world.catalog.damage = "made to be lost"
+        self.world.steps.faults = {}
         self.world.restart(power_lost)
         held = self.world.held()
         assert self.world.tier.phase is Phase.OPEN
@@ -78,6 +85,10 @@ class NvmeMachine(RuleBasedStateMachine):
     def adds_up(self) -> None:
         if hasattr(self, "world"):
             self.world.check_accounting()
+            tier = self.world.tier
+            if tier._open is not None:
+                in_doubt = len(tier.held_records()) - len(tier.sure_records())
+                assert in_doubt == len(tier._open.doubts)
 
     def teardown(self) -> None:
         if hasattr(self, "world"):
@@ -86,6 +97,8 @@ class NvmeMachine(RuleBasedStateMachine):
             assert not self.world.stores
             assert not self.world.loads
             assert not self.world.deletes, "a delete was forgotten"
+            assert self.world.tier._open is not None
+            assert not self.world.tier._open.shelf._pins.any()
             rows = set(self.world.catalog.rows)
             assert rows == self.world.held(), "catalog and memory disagree"
 

@@ -30,7 +30,12 @@ def disk_pending(node: StorageNode) -> list[str]:
         return []
     if node.nvme.phase is not Phase.OPEN or node.disk_process is None:
         return [f"its disk is {node.nvme.phase.name}: {node.nvme.reason}"]
-    return []
+    in_doubt = len(node.nvme.held_records()) - len(node.nvme.sure_records())
+    left = [f"{in_doubt} cells of its disk are in doubt"] if in_doubt else []
+    promised = np.count_nonzero(node.node.life.holds._protection._below)
+    assert node.nvme._open is not None
+    pins = int(node.nvme._open.shelf._pins.sum()) - promised
+    return [*left, f"{pins} pins on its disk that no hold has"] if pins else left
 
 
 def readable_on_disk(node: StorageNode) -> set[Name]:
@@ -66,19 +71,28 @@ def _adds_up(node: StorageNode) -> list[str]:
     held_bytes = sum(slot_bytes_of(int(length)) for length in held["length"])
     if (len(held), held_bytes) != (shelf.held_cells, shelf.held_bytes):
         faults.append("the counters of what the disk holds are wrong")
+    in_doubt = len(nvme.held_records()) - len(nvme.sure_records())
+    if in_doubt != len(nvme._open.doubts):
+        faults.append(f"{in_doubt} held cells are in doubt, {len(nvme._open.doubts)} are counted")
     if stats.held_bytes > stats.capacity_bytes:
         faults.append("the disk holds more than it may")
     return faults
 
 
 def _is_durable(node: StorageNode, right: Mapping[Name, bytes]) -> list[str]:
-    """Every cell that is held would be there after a power loss now, whole and right."""
+    """Every cell that is held would be there after a power loss now, whole and right.
+
+    Where one in doubt is being written again, that may be the new write, before it is answered.
+    """
     nvme, disk = node.nvme, node.machine.disk
     assert nvme is not None
+    assert nvme._open is not None
     faults = []
-    for record in nvme.held_records():
-        name = name_of(record)
+    for held in nvme.held_records():
+        name, record = name_of(held), held
         row = disk.catalog.rows.get(name)
+        if row is not None and name in nvme._open._writing:
+            record = np.frombuffer(row, RECORD)[0]
         if row is None or np.frombuffer(row, RECORD)[0]["sequence"] != record["sequence"]:
             faults.append(f"a cell is held on disk without a row: {name[0].hex()[:8]}")
         start = int(record["offset"]) + HEADER_BYTES

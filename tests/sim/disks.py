@@ -315,7 +315,7 @@ class DiskWork:
     def _transfer(self, drive: Drive, flight: Flight) -> list[Outcome]:
         stage, group = flight
         if stage is Stage.READ:
-            for request in group:
+            for request in (one for one in group if one.kind is RequestKind.READ):
                 size_bytes = stored_bytes_of(int(request.record["length"]))
                 self._watched.writing(
                     self._rights[request.ticket], request.arena_offset, size_bytes

@@ -264,3 +264,32 @@ def test_a_copy_that_is_asked_for_before_a_release_and_late_ends_all_the_same(
         assert holding() == [0, 0]
 
     world.play(scene)
+
+
+def test_a_disk_that_refuses_to_read_for_a_while_loses_nothing_that_is_held() -> None:
+    world = World(7, machines=1)
+    machine, prompt = world.machines[0], max(world.prompts, key=lambda one: len(one.tokens))
+    machine.has_tier = True
+    found: list[int] = []
+
+    def read(client: SimClient) -> None:
+        found.append(client.get(prompt, 3, 1.0))
+
+    def scene() -> None:
+        put = partial(SimClient.put, prompt=prompt, mask=3, start=0, ttl_s=0)
+        world.act("m0", put)
+        world.act("m0", lambda client: client.hold(prompt, ttl_s=60.0, replicas=1))
+        world.scheduler.run_until(world.scheduler.now_s + 2.0)
+        node = world.node(0)
+        assert node is not None
+        assert len(readable_on_disk(node)) >= len(prompt.blocks)
+        for slot in node.node.tier.held_slots().tolist():
+            node.node.tier.evict(slot)
+        machine.disk.refusals.faults = {"read": errno.EIO}
+        world.act(FAR, read)
+        machine.disk.heal()
+        world.scheduler.run_until(world.scheduler.now_s + 5.0)
+        world.act(FAR, read)
+        assert found == [0, len(prompt.tokens) - 1]
+
+    world.play(scene)

@@ -1,5 +1,6 @@
 """Copies of what is held: who gets them, when they are made anew, and what is never copied."""
 
+import errno
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -483,6 +484,26 @@ def test_what_is_on_the_disk_only_is_copied_too(make: Make) -> None:
     world.pass_time(3)
     assert world.found(*CHAIN) == {"a": 3, "b": 3}
     assert world.held(*CHAIN) == {"a": 3, "b": 3}
+
+
+def test_what_cannot_be_read_for_a_while_gives_nobody_another_copy(make: Make) -> None:
+    world = make("abcd", has_disk=True)
+    node = world.nodes["a"]
+    node.put_twice(2)
+    node.evict_all()
+    node.put(1)
+    assert node.hold(1, 2, replicas=2, ttl_s=3600).outcome is HoldOutcome.GRANTED
+    node.disk.steps.faults["read"] = errno.EIO
+    node.acquire(2)
+    assert node.found(1, 2) == [True, False]
+    world.pass_time(200)
+    assert world.state("a", 1) is CopyState.UNDER_WAY
+    assert sum(world.held(1).values()) == 2
+    assert len(world.sent) < 20
+    node.disk.steps.faults.clear()
+    world.pass_time(60)
+    assert world.state("a", 1) is CopyState.COMPLETE
+    assert sum(world.held(2).values()) == sum(world.found(2).values()) == 2
 
 
 def test_every_call_of_a_copy_may_fail(make: Make) -> None:

@@ -1,6 +1,6 @@
 """The drive: does what the tier asks, in the stages that make it survive a crash.
 
-    read     slot read and verified
+    read     slot read and verified; a check does it for nobody
     write    slot written ──> slab synced, row committed
     free     row's removal committed ──> slot wiped; only then is it written again
     erase    row's removal committed ──> slot wiped ──> slab synced
@@ -22,6 +22,7 @@ import numpy as np
 
 from kvstore.fs import Mapped
 from kvstore.tiers.nvme.catalog import Catalog, CatalogBroken, Change
+from kvstore.tiers.nvme.disk import aligned_bytes
 from kvstore.tiers.nvme.record import TOMBSTONE, slot_bytes_of, stored_bytes_of
 from kvstore.tiers.nvme.requests import NO_EXTENT, Outcome, Request, RequestKind
 from kvstore.tiers.nvme.slab import Slab
@@ -45,6 +46,7 @@ class Stage(Enum):
 
 STAGES: dict[RequestKind, tuple[Stage, ...]] = {
     RequestKind.READ: (Stage.READ,),
+    RequestKind.CHECK: (Stage.READ,),
     RequestKind.WRITE: (Stage.WRITE, Stage.COMMIT),
     RequestKind.FREE: (Stage.COMMIT, Stage.WIPE),
     RequestKind.ERASE: (Stage.COMMIT, Stage.WIPE, Stage.SYNC),
@@ -91,7 +93,10 @@ class Drive:
             self._slab.wipe(int(record["offset"]))
             return Outcome.DONE
         length = int(record["length"])
-        memory = self._arena(request.arena_offset, stored_bytes_of(length))
+        if request.kind is RequestKind.CHECK:
+            memory = aligned_bytes(stored_bytes_of(length))
+        else:
+            memory = self._arena(request.arena_offset, stored_bytes_of(length))
         if stage is Stage.READ:
             whole = self._slab.read_slot(record, memory)
             return Outcome.DONE if whole else Outcome.DAMAGED

@@ -3,8 +3,9 @@
 A cell is found from the moment at which it is durable to the moment at which it is dropped. Its
 slot is written again only after its freeing is durable, and after the last read of it ended, so a
 store that has to make room waits; nobody waits for it. A delete is done when nothing on the disk
-could bring the block back. What the disk refuses is a miss, and is dropped, so that the next store
-repairs it.
+could bring the block back. What is damaged is dropped, so that the next store repairs it. What the
+disk refuses to read is in doubt: kept, and a miss, until it can be read, or the next store has
+taken its place.
 
 Does not cover: the disk's coming and going (``tier``), where cells are and who leaves (``shelf``).
 """
@@ -16,12 +17,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from kvstore.clock import Clock
-from kvstore.key import as_keys
+from kvstore.key import Keys, as_keys
+from kvstore.table import Cells, Found
 from kvstore.tiers.checks import Checks
 from kvstore.tiers.nvme.deletions import Deletion, Deletions
 from kvstore.tiers.nvme.disk_queue import Answer
-from kvstore.tiers.nvme.record import RECORD, key_bytes, slot_bytes_of
-from kvstore.tiers.nvme.requests import NO_EXTENT, Outcome, RequestKind
+from kvstore.tiers.nvme.doubts import Doubts
+from kvstore.tiers.nvme.record import key_bytes, name_of, slot_bytes_of
+from kvstore.tiers.nvme.requests import NO_EXTENT, Outcome, RequestKind, about_block
 from kvstore.tiers.nvme.shelf import Shelf
 from kvstore.tiers.nvme.spill import Declined, Done, NvmeStats, Result, Spill
 from kvstore.tiers.nvme.traffic import Flight, Traffic
@@ -70,15 +73,23 @@ class OpenSlab:
         """Of the last write or delete."""
         self._traffic = traffic
         self.checks = Checks(len(shelf.records), clock)
+        self.doubts = Doubts(len(shelf.records), clock)
         self._deletions = deletions
         self._stats = stats
         self._clock = clock
-        self._writing: dict[tuple[bytes, int], int] = {}
+        self._writing: dict[tuple[bytes, int], int | None] = {}
+        """Cells on their way in, with the number of that in doubt whose place each is to take."""
         self._waiting: list[_Waiting] = []
         self._leaving: dict[int, bytes] = {}
         self._done: list[Done] = []
         self._changes: list[CellChange] = []
         self._pause_until_s = clock.monotonic_s()
+
+    def find(self, keys: Keys, cells: Cells, wall_ms: int) -> Found:
+        """Which cells are held, not expired and not in doubt, as ``Shelf.find`` says it."""
+        found = self.shelf.find(keys, cells, wall_ms)
+        found.held[:] &= ~self.doubts.among(found.slots)
+        return found
 
     def store(self, spill: Spill) -> int | Declined:
         """Write a cell; the ticket says when it is durable."""
@@ -89,22 +100,15 @@ class OpenSlab:
             return Declined.TOO_LARGE
         if (spill.key, spill.cell) in self._writing:
             return Declined.BUSY
-        wall_ms = self._clock.wall_ms()
-        cell = np.array([spill.cell], np.uint8)
-        found = self.shelf.find(as_keys(spill.key), cell, wall_ms=0)
-        if found.held[0]:
-            number = int(found.slots[0])
-            if not self.shelf.has_expired(number, wall_ms):
-                self.shelf.touch(found.slots, spill.stamp, wall_ms, spill.ttl_s)
-                return Declined.HELD
-            if self.shelf.is_pinned(number):
-                return Declined.BUSY
-            self._stats.expired += 1
-            self._drop(number)
+        former = self._make_way(spill)
+        if isinstance(former, Declined):
+            return former
         if len(self._waiting) >= WAITING_MAX:
             return Declined.NO_ROOM
+        if former is not None:
+            self.shelf.pin(former)  # it stays until there is another one
         ticket = self._traffic.next_ticket()
-        self._writing[spill.key, spill.cell] = ticket
+        self._writing[spill.key, spill.cell] = former
         newest = _Waiting(ticket, spill, slot_bytes)
         is_first = not any(w.slot_bytes == newest.slot_bytes for w in self._waiting)
         if not (is_first and self._place(newest)) and self._has_hope(newest):
@@ -138,13 +142,13 @@ class OpenSlab:
             self._end_waiting(store, Result.GONE)
         for key in deletion.keys:
             deletion.parts += 1
-            named = _named(key, deletion.sequence, self._clock.wall_ms())
+            named = about_block(key, deletion.sequence, self._clock.wall_ms())
             self._traffic.submit(RequestKind.BURY, named, deletion=deletion.ticket)
 
     def forget(self, keys: Iterable[bytes]) -> None:
         """Remove tombstones that are too old."""
         for key in keys:
-            self._traffic.submit(RequestKind.FORGET, _named(key, 0, 0))
+            self._traffic.submit(RequestKind.FORGET, about_block(key, 0, 0))
 
     def leave(self, number: int) -> None:
         """Free a dropped cell's slot, when nobody reads it any more."""
@@ -166,6 +170,8 @@ class OpenSlab:
         kind = flight.request.kind
         if kind is RequestKind.READ:
             self._loaded(answer, flight.number)
+        elif kind is RequestKind.CHECK:
+            self._checked(answer, flight.number)
         elif kind is RequestKind.WRITE:
             self._written(answer, flight)
         elif kind is RequestKind.TOUCH:
@@ -186,7 +192,16 @@ class OpenSlab:
     def write_touches(self) -> None:
         """Write down some of the later expiries and stamps; a lost one is no harm."""
         for number in self.shelf.take_dirty(TOUCHES_MAX):
-            self._traffic.submit(RequestKind.TOUCH, self.shelf.records[number])
+            record = self.shelf.records[number]
+            if name_of(record) not in self._writing:  # its row might come after the newer one's
+                self._traffic.submit(RequestKind.TOUCH, record)
+
+    def check_doubts(self) -> None:
+        """Read a cell that is in doubt, when it is time."""
+        number = self.doubts.next()
+        if number is not None:
+            self.shelf.pin(number)
+            self._traffic.submit(RequestKind.CHECK, self.shelf.records[number], number)
 
     def place_waiting(self) -> None:
         """Give free slots to the stores that wait, first come first served, and make room."""
@@ -214,43 +229,104 @@ class OpenSlab:
         flights = self._traffic.of_kind(RequestKind.READ, RequestKind.WRITE)
         return [f.request.ticket for f in flights] + [w.ticket for w in self._waiting]
 
-    def _loaded(self, answer: Answer, number: int) -> None:
-        self.unpin(number)
-        result = _LOADED[answer.outcome]
-        if not self.shelf.is_held(number):
-            result = Result.GONE
-        elif result is Result.LOADED:
-            self.checks.note(number)
-            self._stats.loaded += 1
-        else:
-            # A cell that can't be read stands in the way of the store that would repair it.
-            self._stats.damaged += 1
-            log.warning("a cell in the NVMe slab can't be read (%s): it is dropped", result.name)
+    def _make_way(self, spill: Spill) -> Declined | int | None:
+        """Nothing stands in a cell's way but one in doubt, whose number it is; or it can't come."""
+        wall_ms = self._clock.wall_ms()
+        cell = np.array([spill.cell], np.uint8)
+        found = self.shelf.find(as_keys(spill.key), cell, wall_ms=0)
+        if not found.held[0]:
+            return None
+        number = int(found.slots[0])
+        if self.shelf.has_expired(number, wall_ms):
+            if self.shelf.is_pinned(number):
+                return Declined.BUSY
+            self._stats.expired += 1
             self._drop(number)
+            return None
+        if number in self.doubts:
+            return number
+        self.shelf.touch(found.slots, spill.stamp, wall_ms, spill.ttl_s)
+        return Declined.HELD
+
+    def _loaded(self, answer: Answer, number: int) -> None:
+        result = self._judge(answer.outcome, number)
+        self._stats.loaded += result is Result.LOADED
         self._done.append(Done(answer.ticket, result))
+
+    def _checked(self, answer: Answer, number: int) -> None:
+        is_refused = self._judge(answer.outcome, number) is Result.FAILED
+        if not self.doubts.checked(number, is_refused):
+            self._drop_damaged(number, "the disk reads others, and never this one")
+        self.check_doubts()
+
+    def _judge(self, outcome: Outcome, number: int) -> Result:
+        """What a read says of a cell."""
+        self.unpin(number)
+        if outcome is Outcome.DONE:
+            self.doubts.note_read()
+        if not self.shelf.is_held(number):
+            return Result.GONE
+        if outcome is Outcome.DONE:
+            self.checks.note(number)
+            if self.doubts.end(number):
+                self._say(self.shelf.records[number], added=True)
+        elif outcome is Outcome.DAMAGED:
+            self._drop_damaged(number, "its bytes are others")
+        elif number not in self.doubts:
+            self._stats.failed += 1
+            self._say(self.shelf.records[number], added=False)
+            self.doubts.begin(number)
+            if len(self.doubts) == 1:
+                log.warning("the NVMe disk refused to read a cell: it is a miss, and asked again")
+        return _LOADED[outcome]
+
+    def _drop_damaged(self, number: int, why: str) -> None:
+        self._stats.damaged += 1
+        log.warning("a cell in the NVMe slab is damaged, it is dropped: %s", why)
+        self._drop(number)
 
     def _written(self, answer: Answer, flight: Flight) -> None:
         number, request = flight.number, flight.request
-        record = self.shelf.records[number]
-        del self._writing[key_bytes(record), int(record["cell"])]
+        former = self._writing.pop(name_of(request.record))
         result = _STORED[answer.outcome]
         if result is Result.STORED and request.extent != NO_EXTENT:
             self.shelf.extents.written(request.extent, request.extent_sequence)
         if self._deletions.is_doomed(number):
             result = Result.GONE
-        elif result is Result.STORED and not self.shelf.publish(number):
+        elif result is Result.STORED and not self._publish(number, former):
             result = Result.NO_ROOM
-        if result is Result.STORED:
-            self.checks.note(number)
-            self._stats.stored += 1
-            self._stats.stored_bytes += self.shelf.slot_bytes(number)
-            self._say(record, added=True)
-        else:
+        if result is not Result.STORED:
             self.shelf.drop(number)
             self.leave(number)
+        if former is not None:
+            self.unpin(former)
         if result is Result.FAILED:
             self._pause()
         self._done.append(Done(answer.ticket, result))
+
+    def _publish(self, number: int, former: int | None) -> bool:
+        """Let a written cell be found, in the place of the one in doubt if that is there still."""
+        is_news = True
+        if former is not None and self.shelf.is_held(former):
+            self._replace(former, number)
+            is_news = self.doubts.end(former)
+            number = former
+        elif not self.shelf.publish(number):
+            return False
+        self.checks.note(number)
+        self._stats.stored += 1
+        self._stats.stored_bytes += self.shelf.slot_bytes(number)
+        if is_news:
+            self._say(self.shelf.records[number], added=True)
+        return True
+
+    def _replace(self, former: int, newer: int) -> None:
+        """Swap the numbers of two writes of one cell, and let the former one's slot leave."""
+        for _ in range(self._traffic.redirect_reads(former, to=newer)):
+            self.shelf.unpin(former)
+            self.shelf.pin(newer)
+        self.shelf.replace(former, newer)
+        self.leave(newer)
 
     def _freed(self, kind: RequestKind, flight: Flight) -> None:
         """A slot is free again, unless a deletion wants it wiped for good first."""
@@ -299,12 +375,15 @@ class OpenSlab:
         return bool(self._leaving)
 
     def _end_waiting(self, store: _Waiting, result: Result) -> None:
-        del self._writing[store.spill.key, store.spill.cell]
+        former = self._writing.pop((store.spill.key, store.spill.cell))
+        if former is not None:
+            self.unpin(former)
         self._done.append(Done(store.ticket, result))
 
     def _drop(self, number: int) -> None:
         """A held cell is found no more."""
-        self._say(self.shelf.records[number], added=False)
+        if not self.doubts.end(number):  # else that was said
+            self._say(self.shelf.records[number], added=False)
         self.shelf.drop(number)
         self.leave(number)
 
@@ -312,16 +391,4 @@ class OpenSlab:
         self._done += [Done(ticket, Result.DELETED) for ticket in tickets]
 
     def _say(self, record: np.void, added: bool) -> None:
-        self._changes.append(
-            CellChange(key_bytes(record), int(record["cell"]), int(record["span"]), added)
-        )
-
-
-def _named(key: bytes, sequence: int, now_ms: int) -> np.void:
-    """The record of a request that is about a block and no cell."""
-    record = np.zeros(1, RECORD)
-    record["key"] = np.frombuffer(key, "<u8")
-    record["sequence"] = sequence
-    record["stamp"] = now_ms
-    named: np.void = record[0]
-    return named
+        self._changes.append(CellChange(*name_of(record), span=int(record["span"]), added=added))

@@ -80,6 +80,11 @@ def key_bytes(record: np.void) -> bytes:
     return bytes(record["key"].tobytes())
 
 
+def name_of(record: np.void) -> tuple[bytes, int]:
+    """Key and cell of a record: of whose cell it is."""
+    return key_bytes(record), int(record["cell"])
+
+
 def is_possible(record: np.void) -> bool:
     """Whether the fields that decide where bytes go are in range."""
     return 1 <= int(record["length"]) <= CELL_BYTES_MAX and int(record["offset"]) % PAGE_BYTES == 0

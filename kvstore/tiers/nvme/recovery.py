@@ -36,8 +36,10 @@ from kvstore.tiers.nvme.record import (
     TOMBSTONE,
     Records,
     Tombstones,
+    name_of,
     slot_bytes_of,
     slot_bytes_of_all,
+    stored_bytes_of,
 )
 from kvstore.tiers.nvme.slab import Slab, read_whole
 
@@ -151,7 +153,7 @@ def _rebuild(
 ) -> Recovered:
     slab = Slab(disk, identity)
     _make_whole(slab)
-    records = _newest(_scan(slab))
+    records = _newest(_scan(slab), slab)
     extents = Extents(identity)
     records = records[_latest_used(records, cells_max)]
     records = records[_take(extents, records)]
@@ -251,10 +253,22 @@ def _scan(slab: Slab) -> Records:
     return np.frombuffer(b"".join(found), RECORD)
 
 
-def _newest(records: Records) -> Records:
-    """Of several writes of one cell the last."""
+def _newest(records: Records, slab: Slab) -> Records:
+    """Of several writes of one cell the last that came to its end."""
     ordered = records[np.argsort(records["sequence"])[::-1]]
-    first: dict[tuple[bytes, int], int] = {}
+    writes: dict[tuple[bytes, int], list[int]] = {}
     for at, record in enumerate(ordered):
-        first.setdefault((record["key"].tobytes(), int(record["cell"])), at)
-    return ordered[list(first.values())]
+        writes.setdefault(name_of(record), []).append(at)
+    chosen = [
+        next((at for at in some if len(some) > 1 and _is_whole(slab, ordered[at])), some[0])
+        for some in writes.values()
+    ]
+    return ordered[chosen]
+
+
+def _is_whole(slab: Slab, record: np.void) -> bool:
+    """Whether a cell is all there, and can be read."""
+    try:
+        return slab.read_slot(record, aligned_bytes(stored_bytes_of(int(record["length"]))))
+    except OSError:
+        return False

@@ -41,6 +41,8 @@ class RequestKind(IntEnum):
     """A tombstone, of the record's key and sequence, with the time in its stamp."""
     FORGET = 7
     """The tombstone of that key removed."""
+    CHECK = 8
+    """The slot read and verified, for nobody."""
 
 
 class Outcome(IntEnum):
@@ -99,6 +101,16 @@ class Opening:
             self.kind, len(text), len(self.records), len(self.tombstones), self.identity
         )
         return b"".join((preamble, text, self.records.tobytes(), self.tombstones.tobytes()))
+
+
+def about_block(key: bytes, sequence: int, now_ms: int) -> np.void:
+    """The record of a request that is about a block and no cell."""
+    record = np.zeros(1, RECORD)
+    record["key"] = np.frombuffer(key, "<u8")
+    record["sequence"] = sequence
+    record["stamp"] = now_ms
+    named: np.void = record[0]
+    return named
 
 
 def unpack_request(packed: bytes) -> Request:

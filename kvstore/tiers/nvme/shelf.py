@@ -1,7 +1,8 @@
 """The shelf: which cells are where on the disk, and who leaves when there is no room.
 
     UNUSED ── place ──> WRITING ── publish ──> HELD ── drop ──> DROPPED ── release ──> UNUSED
-                           └────────────── drop ───────────────────┘
+                           ├────────────── drop ───────────────────┤
+                           └── replace: HELD, and who was held ────┘
 
 A record's *number* is its place in the index; numbers are used again after ``release``. Sizes get
 their fair share by age: a size that has none of the oldest cells, and no room, is given the extent
@@ -20,7 +21,7 @@ import numpy.typing as npt
 from kvstore.eviction import TailFirstLru
 from kvstore.key import Keys
 from kvstore.table import Cells, Found, Slots
-from kvstore.tiers.life import slide
+from kvstore.tiers.life import outlive, slide
 from kvstore.tiers.nvme.extents import Extents, Place
 from kvstore.tiers.nvme.identity import Identity
 from kvstore.tiers.nvme.index import Index
@@ -146,6 +147,22 @@ class Shelf:
         self.held_cells += 1
         self.held_bytes += self.slot_bytes(number)
         return True
+
+    def replace(self, number: int, newer: int) -> None:
+        """A written cell takes the place of the held one of its name, and its number.
+
+        So whoever keeps that one keeps the new one from now on. The old slot is dropped, and has
+        the other number.
+        """
+        former = self.records[number].copy()
+        self.held_bytes += self.slot_bytes(newer) - self.slot_bytes(number)
+        self.records[number] = self.records[newer]
+        self.records[newer] = former
+        self._state[newer] = State.DROPPED
+        outlive(self.records, number, former)
+        self._dirty[number] = True  # what was written knows nothing of the former one's life
+        one = np.array([number], np.uint32)
+        self._policy.touch(one, self.records["depth"][one], int(self.records["stamp"][number]))
 
     def drop(self, number: int) -> None:
         """Let a cell be found no more, or never."""

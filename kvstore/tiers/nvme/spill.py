@@ -66,7 +66,7 @@ class Result(Enum):
     NO_ROOM = auto()
     """Nothing could be evicted for it."""
     FAILED = auto()
-    """The disk refused, or its process ended."""
+    """The disk refused, or its process ended. What it refused to read it still holds."""
 
 
 @dataclass(frozen=True, slots=True)

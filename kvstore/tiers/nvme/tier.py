@@ -36,7 +36,8 @@ from kvstore.tiers.tier import CellChange
 log = logging.getLogger(__name__)
 
 RETRY_S = 1.0
-"""How often what has expired is dropped, and a freeing that the disk refused is asked again."""
+"""How often what has expired is dropped, and a freeing that the disk refused is asked again; and
+how often it is looked whether a cell in doubt is to be read."""
 TOUCHES_S = 5.0
 """How often later expiries and stamps are written down."""
 RESTART_S = (0.5, 30.0)
@@ -52,7 +53,7 @@ class NvmeTier:
         self.reason = ""
         """Why the tier is not open."""
         self.epoch = 0
-        """Grows when what is held was replaced as a whole: ask for ``held_records`` then."""
+        """Grows when what is held was replaced as a whole: ask for ``sure_records`` then."""
         self.is_sealed = False
         """Whether nobody may find anything for now."""
         self.stats = NvmeStats()
@@ -72,22 +73,22 @@ class NvmeTier:
         queue.start()
 
     def find(self, keys: Keys, cells: Cells) -> Found:
-        """Which cells are held and not expired. Neither pins nor touches.
+        """Which cells are held, not expired and not in doubt. Neither pins nor touches.
 
         In the answer, slots are record numbers, generations are sequences, offsets are the slab's.
         """
         if self._open is None or self.is_sealed:
             return Found.nothing(len(keys))
-        return self._open.shelf.find(keys, cells, self._clock.wall_ms())
+        return self._open.find(keys, cells, self._clock.wall_ms())
 
     def holds(self, keys: Keys, cells: Cells) -> npt.NDArray[np.bool_]:
-        """Which cells are held, whether expired or not: what came and has not gone."""
+        """Which cells are held and not in doubt, whether expired or not: what came and is there."""
         if self._open is None:
             return np.zeros(len(keys), np.bool_)
-        return self._open.shelf.find(keys, cells, wall_ms=0).held
+        return self._open.find(keys, cells, wall_ms=0).held
 
     def locate(self, keys: Keys, cells: Cells) -> Found:
-        """``find`` for the node itself: expired or not, sealed or not."""
+        """``find`` for the node itself: expired or not, in doubt or not, sealed or not."""
         if self._open is None:
             return Found.nothing(len(keys))
         return self._open.shelf.find(keys, cells, wall_ms=0)
@@ -110,6 +111,12 @@ class NvmeTier:
         if self._open is None:
             return np.zeros(len(numbers), np.bool_)
         return self._open.shelf.are_held(numbers)
+
+    def are_in_doubt(self, numbers: Slots) -> npt.NDArray[np.bool_]:
+        """Of which records the cells are held, but the disk refused to read them the last time."""
+        if self._open is None:
+            return np.zeros(len(numbers), np.bool_)
+        return self._open.doubts.among(numbers)
 
     def set_expiry(self, numbers: Slots, expires_ms: npt.NDArray[np.uint64]) -> None:
         """Say anew until when held cells live."""
@@ -202,6 +209,7 @@ class NvmeTier:
             self._traffic.retry()
             self._open.expire()
             self._open.forget(self._tombstones.take_outdated(self._clock.wall_ms()))
+            self._open.check_doubts()
         if self._open is not None and now_s - self._touches_s >= TOUCHES_S:
             self._touches_s = now_s
             self._open.write_touches()
@@ -219,15 +227,23 @@ class NvmeTier:
         return self._open.drain_changes() if self._open else []
 
     def held_records(self) -> Records:
-        """Everything that is held."""
+        """Everything that is held, in doubt or not."""
         shelf = self._open.shelf if self._open else None
         return shelf.records[shelf.held()] if shelf else np.empty(0, RECORD)
+
+    def sure_records(self) -> Records:
+        """Everything that is held and not in doubt: what came and is there."""
+        if self._open is None:
+            return np.empty(0, RECORD)
+        held = self._open.shelf.held()
+        return self._open.shelf.records[held[~self._open.doubts.among(held)]]
 
     def metadata_bytes(self) -> int:
         """Memory for bookkeeping."""
         if self._open is None:
             return 0
-        return self._open.shelf.metadata_bytes() + self._open.checks.nbytes
+        marks_bytes = self._open.checks.nbytes + self._open.doubts.nbytes
+        return self._open.shelf.metadata_bytes() + marks_bytes
 
     def _opened(self, opening: Opening) -> None:
         """Begin with what the disk says."""

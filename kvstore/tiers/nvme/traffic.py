@@ -4,12 +4,14 @@ Does not cover: what they are for (``open_slab``).
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from kvstore.tiers.nvme.disk_queue import DiskQueue
 from kvstore.tiers.nvme.requests import NO_EXTENT, Request, RequestKind
+
+_READING = (RequestKind.READ, RequestKind.CHECK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,17 @@ class Traffic:
     def of_kind(self, *kinds: RequestKind) -> list[Flight]:
         """The flights that are out for something."""
         return [flight for flight in self.flights.values() if flight.request.kind in kinds]
+
+    def redirect_reads(self, number: int, to: int) -> int:
+        """Reads of one record's slot, which is another one's now; how many there are."""
+        reads = [
+            flight
+            for flight in self.flights.values()
+            if flight.number == number and flight.request.kind in _READING
+        ]
+        for flight in reads:
+            self.flights[flight.request.ticket] = replace(flight, number=to)
+        return len(reads)
 
     def send(self) -> None:
         """Hand over what was collected."""

@@ -103,7 +103,7 @@ def test_a_slot_whose_freeing_failed_is_used_again_once_it_succeeds(world: NvmeW
     assert world.tier.stats.evicted == 0
 
 
-def test_an_unreadable_cell_is_dropped_so_that_a_store_repairs_it(world: NvmeWorld) -> None:
+def test_a_cell_that_the_disk_refused_to_read_stands_in_no_stores_way(world: NvmeWorld) -> None:
     world.steps.faults["read"] = errno.EIO
     assert loaded(world, 3) is Result.FAILED
     world.steps.faults.clear()

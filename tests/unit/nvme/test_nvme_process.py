@@ -24,7 +24,7 @@ from kvstore.tiers.nvme.record import PAGE_BYTES, RECORD, Tombstones
 from kvstore.tiers.nvme.requests import Request, RequestKind
 from kvstore.tiers.nvme.slab import SLAB_FILE, Slab
 from kvstore.tiers.nvme.spill import Declined, Phase, Result
-from kvstore.tiers.nvme.tier import RESTART_S
+from kvstore.tiers.nvme.tier import RESTART_S, RETRY_S
 from kvstore.tiers.nvme.tombstones import TOMBSTONE_S
 from kvstore.tiers.nvme.worker import Worker
 from tests.disk_node import Node
@@ -174,6 +174,30 @@ def test_a_disk_that_refuses_says_so_in_one_sentence_and_is_tried_again(
     node.tier.tick()
     node.wait_for_phase()
     assert node.load(1) is Result.LOADED
+
+
+def test_hold_a_cell_that_cannot_be_read_for_a_while(node: Node) -> None:
+    for number in (1, 2):
+        assert node.store(number) is Result.STORED
+    slab = node.settings.folder / SLAB_FILE
+    image = slab.read_bytes()
+    os.truncate(slab, int(node.tier.held_records()["offset"].min()))
+    for number in (1, 2):
+        assert node.load(number) is Result.FAILED
+        assert not node.holds(number)
+    assert node.store(1) is Result.STORED, "in another place"
+    assert node.load(1) is Result.LOADED
+    with slab.open("r+b") as file:
+        file.write(image[: int(node.tier.sure_records()["offset"][0])])
+    node.clock.advance(RETRY_S)
+    node.take(node.tier.tick())
+    while not node.holds(2):
+        node.step()
+    assert node.load(2) is Result.LOADED
+    node.tier.stop()
+    node.start()
+    assert [node.load(number) for number in (1, 2)] == [Result.LOADED] * 2
+    assert node.tier.stats.held_cells == 2
 
 
 @contextmanager
