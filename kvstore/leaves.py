@@ -34,14 +34,19 @@ from kvstore.leaf_table import HEAD_BYTES, HEADS, PLACE_WORDS, Leaves, Words, st
 FOLDER = Path(__file__).parent
 LIBRARY = "libleaves.so"
 AVX2_LIBRARY = "libleaves_avx2.so"
-_VERSION = 2
+FAR_BYTES = 8 << 20
+"""So much does not stay in a processor's own caches until somebody reads it."""
+_VERSION = 3
 """``LEAF_VERSION`` of the library that this module can call."""
 _PACKED, _SEED, _ROW_WORDS = PLACE_WORDS, PLACE_WORDS + 1, PLACE_WORDS + 2
 """A ``leaf`` of the library is a place, where it is packed, and its seed: 64-bit words."""
 _WORD_BYTES = 8
 _TIME_MAX_S = 1e9
 """More does not fit into the library's nanoseconds."""
-_Function = Callable[[int, int, int], None]
+_Move = Callable[[int, int, int, bool], None]
+_Digest = Callable[[int, int, int], None]
+_DIGEST_ARGUMENTS = (ctypes.c_void_p, ctypes.c_uint64, ctypes.c_void_p)
+_MOVE_ARGUMENTS = (*_DIGEST_ARGUMENTS, ctypes.c_int)
 _RECEIVE_ARGUMENTS = (
     ctypes.c_int, ctypes.c_int64, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_void_p,
     ctypes.c_void_p,
@@ -154,11 +159,12 @@ class PythonMoving:
 class NativeMoving:
     """Leaves to be copied by the library: it is given a table of addresses."""
 
-    def __init__(self, function: _Function, parcels: Sequence[Parcel]) -> None:
+    def __init__(self, function: _Move, parcels: Sequence[Parcel]) -> None:
         self._function = function
         self._alive = parcels
         self._rows = _moves(parcels)
         self.sizes = _sizes(self._rows)
+        self._is_far = int(self.sizes.sum()) >= FAR_BYTES
         self.digests = np.zeros(len(self._rows), np.uint64)
         self._rows_at, self._digests_at = self._rows.ctypes.data, self.digests.ctypes.data
 
@@ -169,6 +175,7 @@ class NativeMoving:
             self._rows_at + start * _ROW_WORDS * _WORD_BYTES,
             stop - start,
             self._digests_at + start * _WORD_BYTES,
+            self._is_far,
         )
 
 
@@ -212,9 +219,9 @@ class NativeMover:
 
     def __init__(self, library: ctypes.CDLL, implementation: Implementation) -> None:
         self.implementation = implementation
-        self._scatter = _function(library, "leaf_scatter")
-        self._gather = _function(library, "leaf_gather")
-        self._digests = _function(library, "leaf_digests")
+        self._scatter: _Move = _function(library, "leaf_scatter", _MOVE_ARGUMENTS)
+        self._gather: _Move = _function(library, "leaf_gather", _MOVE_ARGUMENTS)
+        self._digests: _Digest = _function(library, "leaf_digests", _DIGEST_ARGUMENTS)
         self._receive = library.leaf_receive
         self._receive.argtypes = _RECEIVE_ARGUMENTS
 
@@ -304,15 +311,14 @@ def _rows(leaves: Sequence[Leaves], seeds: Sequence[Seeds]) -> Words:
     return rows
 
 
-def _function(library: ctypes.CDLL, name: str) -> _Function:
-    function: Any = getattr(library, name)
-    function.argtypes = (ctypes.c_void_p, ctypes.c_uint64, ctypes.c_void_p)
+def _function(library: ctypes.CDLL, name: str, arguments: Sequence[Any]) -> Any:
+    function = getattr(library, name)
+    function.argtypes = arguments
     function.restype = None
-    typed: _Function = function
-    return typed
+    return function
 
 
-def _called(function: _Function, rows: Words) -> Digests:
+def _called(function: _Digest, rows: Words) -> Digests:
     """What the library answers to rows; whoever calls keeps alive what they point to."""
     found = np.empty(len(rows), np.uint64)
     function(rows.ctypes.data, len(found), found.ctypes.data)

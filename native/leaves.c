@@ -2,12 +2,17 @@
  *
  *   scatter   packed ──copy──> leaf ──hash the leaf──> next leaf ...     (get)
  *   gather    leaf ──copy──> packed ──hash what is packed──> ...         (put)
+ *     far     source ──copy──> buffer ──hash the buffer──> target ──> a little more ...
  *   digest    hash the leaf where it lies                                (put over sockets)
  *   receive   socket ──> some leaves ──hash what came──> next leaves ... (get over sockets)
  *
  * A leaf is `heads` stretches of `head_bytes`, `head_stride` apart; packed they lie one behind the
  * other. Its digest is XXH3-64 over the heads in order, seeded. What is hashed is always the copy,
- * read back a moment later: hashing the source beside the copy accepts what tears on the way.
+ * read back a moment later, or that which is then copied on: hashing the source beside the copy
+ * accepts what tears on the way.
+ *
+ * A far copy is one that no cache can keep until somebody reads it. It goes straight to memory,
+ * which need not be read first to be overwritten then: that is a third of what there is to move.
  *
  * kvstore/leaves.py is the only caller: it checks every bound, and has a twin of each function.
  * native/compile.py compiles this file once for every processor, and on x86-64 once more with AVX2,
@@ -24,14 +29,22 @@
 #include <sys/uio.h>
 #include <time.h>
 
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
 #define XXH_INLINE_ALL
 #include "xxhash.h"
 
 /* Raised whenever a signature, a structure or a meaning here changes. */
-#define LEAF_VERSION 2
+#define LEAF_VERSION 3
 
 /* A piece that is copied or received, and then hashed, must still be in the cache of one core. */
 #define PIECE_BYTES ((uint64_t)(64 << 10))
+
+/* Of a far copy: so little at a time that the processor reads the next lot from memory while it
+ * hashes this one. It is told which, so far ahead: by itself it looks no further than a page. */
+enum { BUFFER_BYTES = 2 << 10, AHEAD_BYTES = 4 << 10, LINE_BYTES = 64 };
 
 /* How late a call may notice that its time is over. */
 #define REARM_NS ((int64_t)50000000)
@@ -58,6 +71,7 @@ static void begin(XXH3_state_t *state, uint64_t seed) {
     XXH3_64bits_reset_withSeed(state, seed);
 }
 
+/* Copies and hashes what stays in the caches. */
 static uint64_t move(const leaf *one, enum direction direction) {
     XXH3_state_t state;
     uint8_t *packed = one->packed;
@@ -76,6 +90,70 @@ static uint64_t move(const leaf *one, enum direction direction) {
     return XXH3_64bits_digest(&state);
 }
 
+/* Into the buffer, while what comes later is asked of the memory. */
+static void take_up(uint8_t *buffer, const uint8_t *source, uint64_t size, const uint8_t *later) {
+    uint64_t at = 0;
+    for (; at + LINE_BYTES <= size; at += LINE_BYTES) {
+        __builtin_prefetch(later + at);
+        memcpy(buffer + at, source + at, LINE_BYTES);
+    }
+    memcpy(buffer + at, source + at, size - at);
+}
+
+/* Out of the buffer, and past the caches where processor and target allow that. */
+static void put_down(uint8_t *target, const uint8_t *buffer, uint64_t size) {
+    uint64_t at = 0;
+#if defined(__SSE2__)
+    if ((uintptr_t)target % sizeof(__m128i) == 0)
+        for (; at + sizeof(__m128i) <= size; at += sizeof(__m128i))
+            _mm_stream_si128((__m128i *)(target + at),
+                             _mm_load_si128((const __m128i *)(buffer + at)));
+#endif
+    memcpy(target + at, buffer + at, size - at);
+}
+
+/* Where to read AHEAD_BYTES later. Behind the last head it is anything: it is only prefetched. */
+static const uint8_t *ahead(const leaf *one, uint64_t head, uint64_t at) {
+    at += AHEAD_BYTES;
+    if (at >= one->head_bytes) {
+        at -= one->head_bytes;
+        head++;
+    }
+    return one->start + (int64_t)head * one->head_stride + at;
+}
+
+/* Copies and hashes what no cache could keep. */
+static uint64_t move_far(const leaf *one, enum direction direction) {
+    _Alignas(LINE_BYTES) uint8_t buffer[BUFFER_BYTES];
+    XXH3_state_t state;
+    uint8_t *packed = one->packed;
+    begin(&state, one->seed);
+    for (uint64_t head = 0; head < one->heads; head++) {
+        uint8_t *apart = one->start + (int64_t)head * one->head_stride;
+        for (uint64_t at = 0; at < one->head_bytes; at += BUFFER_BYTES) {
+            uint64_t left = one->head_bytes - at;
+            uint64_t size = left < BUFFER_BYTES ? left : BUFFER_BYTES;
+            if (direction == SCATTER)
+                take_up(buffer, packed, size, packed + AHEAD_BYTES);
+            else
+                take_up(buffer, apart + at, size, ahead(one, head, at));
+            XXH3_64bits_update(&state, buffer, size);
+            put_down(direction == SCATTER ? apart + at : packed, buffer, size);
+            packed += size;
+        }
+    }
+    return XXH3_64bits_digest(&state);
+}
+
+static void move_all(const leaf *leaves, uint64_t count, uint64_t *digests,
+                     enum direction direction, int is_far) {
+    for (uint64_t i = 0; i < count; i++)
+        digests[i] = is_far ? move_far(&leaves[i], direction) : move(&leaves[i], direction);
+#if defined(__SSE2__)
+    _mm_sfence(); /* what went past the caches is there before anybody says so */
+#endif
+}
+
 /* Asked in the library for every processor. */
 int leaf_has_avx2(void) {
 #if defined(__x86_64__)
@@ -89,14 +167,12 @@ int leaf_version(void) {
     return LEAF_VERSION;
 }
 
-void leaf_scatter(const leaf *leaves, uint64_t count, uint64_t *digests) {
-    for (uint64_t i = 0; i < count; i++)
-        digests[i] = move(&leaves[i], SCATTER);
+void leaf_scatter(const leaf *leaves, uint64_t count, uint64_t *digests, int is_far) {
+    move_all(leaves, count, digests, SCATTER, is_far);
 }
 
-void leaf_gather(const leaf *leaves, uint64_t count, uint64_t *digests) {
-    for (uint64_t i = 0; i < count; i++)
-        digests[i] = move(&leaves[i], GATHER);
+void leaf_gather(const leaf *leaves, uint64_t count, uint64_t *digests, int is_far) {
+    move_all(leaves, count, digests, GATHER, is_far);
 }
 
 void leaf_digests(const leaf *leaves, uint64_t count, uint64_t *digests) {

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import numpy.typing as npt
@@ -80,6 +81,8 @@ def placed(draw: st.DrawFn) -> Placed:
 
 Cell = Sequence[Placed]
 CELLS = st.lists(st.lists(placed(), min_size=1, max_size=4), max_size=3)
+FAR_BYTES = st.sampled_from([0, leaves.FAR_BYTES])
+"""Whether any copy is taken for a long one, or one of a few kilobytes for what it is."""
 
 
 def payload_of(cell: Cell) -> bytes:
@@ -114,28 +117,47 @@ def moved(moving: Moving) -> list[int]:
 
 @EACH_MOVER
 @EXAMPLES
-@given(cells=CELLS)
+@given(cells=CELLS, far_bytes=FAR_BYTES)
 def test_payloads_are_scattered_and_hashed_where_they_went(
-    mover: Mover, cells: Sequence[Cell]
+    mover: Mover, cells: Sequence[Cell], far_bytes: int
 ) -> None:
     parcels = [parcel(cell, payload_of(cell)) for cell in cells]
-    assert moved(mover.scattering(parcels)) == [d for cell in cells for d in digests_of(cell)]
+    with mock.patch.object(leaves, "FAR_BYTES", far_bytes):
+        moving = mover.scattering(parcels)
+    assert moved(moving) == [d for cell in cells for d in digests_of(cell)]
     assert all(one.is_filled_alone() for cell in cells for one in cell)
 
 
 @EACH_MOVER
 @EXAMPLES
-@given(cells=CELLS)
+@given(cells=CELLS, far_bytes=FAR_BYTES)
 def test_leaves_are_gathered_and_hashed_as_they_were_packed(
-    mover: Mover, cells: Sequence[Cell]
+    mover: Mover, cells: Sequence[Cell], far_bytes: int
 ) -> None:
     for cell in cells:
         for one in cell:
             one.fill()
     parcels = [parcel(cell, bytes(len(payload_of(cell)))) for cell in cells]
-    assert moved(mover.gathering(parcels)) == [d for cell in cells for d in digests_of(cell)]
+    with mock.patch.object(leaves, "FAR_BYTES", far_bytes):
+        moving = mover.gathering(parcels)
+    assert moved(moving) == [d for cell in cells for d in digests_of(cell)]
     assert [one.payload.tobytes() for one in parcels] == [payload_of(cell) for cell in cells]
     assert all(one.is_filled_alone() for cell in cells for one in cell)
+
+
+@EACH_MOVER
+@pytest.mark.parametrize("shift", [0, 1, 16])
+def test_a_long_copy_arrives_wherever_it_lies(mover: Mover, shift: int) -> None:
+    cell = [large(number) for number in range(5)]
+    stream = payload_of(cell)
+    assert len(stream) > leaves.FAR_BYTES
+    payload = np.frombuffer(bytearray(bytes(shift) + stream), np.uint8)[shift:]
+    parcels = [Parcel(payload, leaves_of(cell), seeds_of(cell))]
+    assert moved(mover.scattering(parcels)) == list(digests_of(cell))
+    payload[:] = 0
+    assert moved(mover.gathering(parcels)) == list(digests_of(cell))
+    assert payload.tobytes() == stream
+    assert all(one.is_filled_alone() for one in cell)
 
 
 @EACH_MOVER
