@@ -42,8 +42,10 @@ _MAGIC = b"SMVR"
 _FIXED = struct.Struct("<4sHHIIIIQ32s")
 _LEAF_STEPS = np.arange(LAYERS_MAX, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
 
+_DIGEST_BYTES = 8
+
 assert _FIXED.size == 64
-assert _FIXED.size + 8 * LAYERS_MAX <= HEADER_BYTES
+assert _FIXED.size + _DIGEST_BYTES * LAYERS_MAX <= HEADER_BYTES
 
 Leaf = npt.NDArray[np.uint8]
 """uint8 ``[heads, tokens, row_bytes]``; each head's ``[tokens, row_bytes]`` is contiguous."""
@@ -77,6 +79,11 @@ class Header:
     span: int
     leaf_digests: tuple[int, ...]
 
+    @property
+    def packed_bytes(self) -> int:
+        """How long it is without its zero padding."""
+        return _FIXED.size + _DIGEST_BYTES * len(self.leaf_digests)
+
     def pack(self) -> bytes:
         """The header without its zero padding."""
         fixed = _FIXED.pack(
@@ -107,7 +114,7 @@ def parse_header(page: bytes | memoryview, digest: int | None = None) -> Header 
     fault = _range_fault(magic, version, cell, tokens, payload_bytes, leaves)
     if fault is not None:
         return fault
-    packed_bytes = _FIXED.size + 8 * leaves
+    packed_bytes = _FIXED.size + _DIGEST_BYTES * leaves
     if len(page) < packed_bytes:
         return FormatFault.TOO_SHORT
     if digest is not None and xxh3_64_intdigest(page[:packed_bytes]) != digest:

@@ -33,7 +33,6 @@ from kvstore.leaf_table import HEAD_BYTES, HEADS, PLACE_WORDS, Leaves, Words, st
 
 FOLDER = Path(__file__).parent
 LIBRARY = "libleaves.so"
-AVX2_LIBRARY = "libleaves_avx2.so"
 FAR_BYTES = 8 << 20
 """So much does not stay in a processor's own caches until somebody reads it."""
 _VERSION = 3
@@ -59,9 +58,16 @@ Digests = tuple[int, ...]
 class Implementation(Enum):
     """Who does the work."""
 
+    AVX512 = "native code, with AVX-512"
     AVX2 = "native code, with AVX2"
     NATIVE = "native code"
     PYTHON = "Python"
+
+
+WIDE_LIBRARIES = {
+    Implementation.AVX2: "libleaves_avx2.so",
+    Implementation.AVX512: "libleaves_avx512.so",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -341,9 +347,14 @@ def movers() -> list[Mover]:
     if library is None:
         return found
     found.insert(0, NativeMover(library, Implementation.NATIVE))
-    wide = _library(AVX2_LIBRARY) if library.leaf_has_avx2() else None
-    if wide is not None:
-        found.insert(0, NativeMover(wide, Implementation.AVX2))
+    usable = {
+        Implementation.AVX2: library.leaf_has_avx2(),
+        Implementation.AVX512: library.leaf_has_avx512(),
+    }
+    for implementation, name in WIDE_LIBRARIES.items():
+        wide = _library(name) if usable[implementation] else None
+        if wide is not None:
+            found.insert(0, NativeMover(wide, implementation))
     return found
 
 

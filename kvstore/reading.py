@@ -53,6 +53,8 @@ class _Reading:
     delivered: Delivered
     loaded: npt.NDArray[np.bool_]
     """Which cells had to be read from a disk first, as ``delivered``."""
+    afterwards: "list[_Calls]"
+    """What the reader need not wait for, and is not to be disturbed by either."""
 
 
 def read(
@@ -66,7 +68,22 @@ def read(
     cut = CellRows(plan.namespace.grid, plan.cells, rows, tokens)
     delivered = np.full(plan.nodes.shape, ReadOutcome.FAILED, np.uint8)
     loaded = np.zeros(plan.nodes.shape, np.bool_)
-    reading = _Reading(plan, cut, routes, workers, deadline, delivered, loaded)
+    reading = _Reading(plan, cut, routes, workers, deadline, delivered, loaded, afterwards=[])
+    try:
+        _deliver(reading)
+        fetched = _fetched(reading)
+        if fetched.by_source["local"]:
+            # The whole chain: a prefix whose first blocks age alone loses them first.
+            touch = _Calls(lambda: routes.access(OWN_NODE).touch(whole.keys, whole.mask))
+            reading.afterwards.append(touch)
+        return fetched
+    finally:
+        _make(reading.afterwards, workers)
+
+
+def _deliver(reading: _Reading) -> None:
+    """Read what is planned, from all nodes at once."""
+    plan, routes, workers = reading.plan, reading.routes, reading.workers
     nodes = np.unique(plan.nodes).tolist()
     futures = [workers.submit(_read_from, reading, node) for node in nodes if node != OWN_NODE]
     try:
@@ -77,12 +94,7 @@ def read(
     for future in futures:
         future.result()
     if is_erased(plan.namespace, routes):  # who delivered it had told that before
-        delivered[:] = ReadOutcome.GONE
-    fetched = _fetched(reading)
-    if fetched.by_source["local"]:
-        # The whole chain: a prefix whose first blocks age alone loses them first.
-        _behind(reading, _Calls(lambda: routes.access(OWN_NODE).touch(whole.keys, whole.mask)))
-    return fetched
+        reading.delivered[:] = ReadOutcome.GONE
 
 
 def _read_own(reading: _Reading) -> None:
@@ -96,7 +108,7 @@ def _read_own(reading: _Reading) -> None:
         damaged = _damaged(reads, outcomes)
         if damaged:
             access = routes.access(OWN_NODE)
-            _behind(reading, _Calls(lambda: access.discard(damaged)))
+            reading.afterwards.append(_Calls(lambda: access.discard(damaged)))
 
 
 def _read_from(reading: _Reading, node: int) -> None:
@@ -162,7 +174,7 @@ def _read_leased(
             if refused.any():
                 end()  # what was refused waits for the room
             else:
-                _behind(reading, end)
+                reading.afterwards.append(end)
     return reply.outcomes
 
 
@@ -178,12 +190,11 @@ class _Calls:
                 call()
 
 
-def _behind(reading: _Reading, calls: _Calls) -> None:
-    """Make calls that the reader need not wait for."""
-    try:
-        reading.workers.submit(calls)
-    except RuntimeError:
-        return  # the client is closing: what hangs on its session ends with it
+def _make(several: Sequence[_Calls], workers: Executor) -> None:
+    """Make calls in the background."""
+    with suppress(RuntimeError):  # the client is closing: what hangs on its session ends with it
+        for calls in several:
+            workers.submit(calls)
 
 
 def _damaged(reads: Sequence[CellRead], outcomes: Sequence[ReadOutcome]) -> list[Damage]:

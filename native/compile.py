@@ -5,7 +5,7 @@ whoever changes the C source (`python native/compile.py`; `CC` names another com
 
 The libraries are git-ignored and nothing depends on them: without them `kvstore/leaves.py` and
 `kvstore/table.py` do the same work in Python. They run on every processor of their architecture, as
-a wheel must; the one with AVX2 is only used where that is there.
+a wheel must; those with AVX2 and AVX-512 are only used where that is there.
 """
 
 import os
@@ -20,7 +20,10 @@ SOURCES = ROOT / "native"
 FLAGS = ("-O3", "-std=c11", "-Wall", "-Wextra", "-fPIC", "-shared")
 #: Of every library: its source, and the flags that it needs besides.
 EVERYWHERE = {"libleaves.so": ("leaves.c",), "libprobe.so": ("probe.c",)}
-ON_X86_64 = {"libleaves_avx2.so": ("leaves.c", "-mavx2")}
+ON_X86_64 = {
+    "libleaves_avx2.so": ("leaves.c", "-mavx2"),
+    "libleaves_avx512.so": ("leaves.c", "-mavx512f"),
+}
 
 
 def compile_all(compiler: list[str], folder: Path) -> tuple[list[Path], str]:

@@ -15,8 +15,9 @@
  * which need not be read first to be overwritten then: that is a third of what there is to move.
  *
  * kvstore/leaves.py is the only caller: it checks every bound, and has a twin of each function.
- * native/compile.py compiles this file once for every processor, and on x86-64 once more with AVX2,
- * with which hashing is faster; nobody may call into that library but where leaf_has_avx2 says so.
+ * native/compile.py compiles this file once for every processor, and on x86-64 again with AVX2 and
+ * with AVX-512, with which hashing is faster; nobody may call into those libraries but where
+ * leaf_has_avx2 and leaf_has_avx512 say so.
  */
 
 #define _POSIX_C_SOURCE 200809L
@@ -158,6 +159,15 @@ static void move_all(const leaf *leaves, uint64_t count, uint64_t *digests,
 int leaf_has_avx2(void) {
 #if defined(__x86_64__)
     return __builtin_cpu_supports("avx2") != 0;
+#else
+    return 0;
+#endif
+}
+
+/* Not on the first processors that have it: with wide registers in use these slow down. */
+int leaf_has_avx512(void) {
+#if defined(__x86_64__)
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vbmi2");
 #else
     return 0;
 #endif

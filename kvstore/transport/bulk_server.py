@@ -117,10 +117,11 @@ class BulkServer:
         )  # fmt: skip
         if found is None:
             return Status.GONE
-        header = parse_header(found[:HEADER_BYTES].data, asked.header_digest)
+        page = found[:HEADER_BYTES].tobytes()  # what is checked and what is sent are the same
+        header = parse_header(page, asked.header_digest)
         if isinstance(header, FormatFault) or header.payload_bytes != asked.length:
             return Status.CORRUPT
-        return header.pack(), found[HEADER_BYTES:]
+        return page[: header.packed_bytes], found[HEADER_BYTES:]
 
     def _receive_cells(self, wire: Wire, offers: list[Offered]) -> None:
         good = [self._reserved(offer) is not None for offer in offers]
