@@ -119,13 +119,15 @@ def _read_from(reading: _Reading, node: int) -> None:
     """
     plan, routes = reading.plan, reading.routes
     blocks, columns = np.nonzero(plan.nodes == node)
+    is_alone = bool(np.isin(plan.nodes, (node, OWN_NODE)).all())
     with routes.guarding(node):
         access, transport = routes.access(node), routes.transport(node)
         waiting = np.arange(len(blocks))
         while len(waiting) and not reading.deadline.passed():
             part, waiting = waiting[:MAX_CELLS_PER_CALL], waiting[MAX_CELLS_PER_CALL:]
             rows, asked = blocks[part], columns[part]
-            outcomes = _read_leased(reading, access, transport, rows, asked)
+            is_last = is_alone and not len(waiting)
+            outcomes = _read_leased(reading, access, transport, rows, asked, is_last)
             missing = outcomes == CellOutcome.MISS
             if missing.any():
                 cells = _cell_numbers(plan)[asked[missing]]
@@ -143,8 +145,12 @@ def _read_leased(
     transport: Transport,
     blocks: npt.NDArray[np.intp],
     columns: npt.NDArray[np.intp],
+    is_last: bool,
 ) -> Outcomes:
-    """Read these (block, column) pairs under one lease; answers what the node said to each."""
+    """Read these (block, column) pairs under one lease; answers what the node said to each.
+
+    With the last of them the whole read is over: the lease is no shorter for being ended then.
+    """
     plan, delivered = reading.plan, reading.delivered
     # The lease must outlive every read that we still believe in: the reader's clock starts first.
     lease_ms = round((reading.deadline.remaining_s() + LEASE_MARGIN_S) * 1000)
@@ -173,8 +179,10 @@ def _read_leased(
             )
             if refused.any():
                 end()  # what was refused waits for the room
-            else:
+            elif is_last:
                 reading.afterwards.append(end)
+            else:
+                _make([end], reading.workers)
     return reply.outcomes
 
 

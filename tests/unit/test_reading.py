@@ -1,5 +1,6 @@
 """Reading from another node: what it still has of a plan comes, and only that."""
 
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -8,7 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from kvstore import reading
 from kvstore.access import NodeAccess
+from kvstore.calls import AcquireReply
 from kvstore.client import Samovar
 from kvstore.clock import Deadline, ManualClock
 from kvstore.key import Keys
@@ -84,3 +87,39 @@ def test_what_it_has_no_more_ends_the_prefix(seen: Seen, lost: int) -> None:
         part = slice(block * BLOCK, (block + 1) * BLOCK)
         assert np.array_equal(rows.kv[:, :, part], SOURCE.kv[:, :, part]), f"block {block}"
     assert routes.missing == [plan.keys[lost].tobytes()] * cells
+
+
+class OneLease:
+    """Access to a node that grants a lease when the last one has ended; it waits for that."""
+
+    def __init__(self, node: NodeAccess) -> None:
+        self._node = node
+        self._free = threading.Event()
+        self._free.set()
+
+    @property
+    def session(self) -> int:
+        return self._node.session
+
+    def acquire(self, session: int, keys: Keys, cells: Cells, lease_ms: int) -> AcquireReply:
+        assert self._free.wait(10.0), "the lease of an earlier call was kept"
+        self._free.clear()
+        return self._node.acquire(session, keys, cells, lease_ms)
+
+    def release(self, session: int, lease: int) -> None:
+        self._node.release(session, lease)
+        self._free.set()
+
+
+def test_a_lease_ends_before_more_is_leased_of_the_same_node(
+    seen: Seen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "MAX_CELLS_PER_CALL", 5)
+    plan, routes = seen
+    one_lease = OneLease(routes.access(OTHER))
+    monkeypatch.setattr(routes, "access", lambda node: one_lease)
+    rows = Rows(100)
+    with ThreadPoolExecutor(2) as workers:
+        answer = read(plan, rows, routes, workers, Deadline.after(CLOCK, 5.0))
+    assert (answer.tokens, dict(answer.failures)) == (96, {})
+    assert np.array_equal(rows.kv[:, :, :96], SOURCE.kv[:, :, :96])
