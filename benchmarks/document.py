@@ -31,6 +31,8 @@ DOCUMENT_TOKENS_QUICK = 1000
 TAIL_TOKENS = 32
 ARENA_BYTES = 1 << 30
 KNOWN_S = 20.0
+EMBEDDED, OTHER_NODE = "embedded", "other node"
+"""Where the tier has the document: variants of a row."""
 
 Tiers = Callable[[], AbstractContextManager[tuple[Samovar, Samovar]]]
 """Opens the tier twice: for who stores the document, and for who asks about it."""
@@ -77,12 +79,12 @@ def on_tiers(
 ) -> Iterator[Figure | Skipped]:
     """Measure with the document in an embedded tier, and on another node."""
     with _told(run, model, _embedded) as document:
-        yield measure("embedded", document)
+        yield measure(EMBEDDED, document)
     try:
         with _told(run, model, _other_node) as document:
-            yield measure("other node", document)
+            yield measure(OTHER_NODE, document)
     except Skip as reason:
-        yield Skipped(row, "other node", str(reason))
+        yield Skipped(row, OTHER_NODE, str(reason))
 
 
 @contextmanager
