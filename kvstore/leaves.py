@@ -1,7 +1,7 @@
 """Leaves, many at a time: moved between payloads and an engine's memory, and hashed on arrival.
 
-    scattering   payload ──copy──> leaves, hashed in the leaves      (a read from an arena)
-    gathering    leaves ──copy──> payload, hashed in the payload     (a write into an arena)
+    scattering   payload ──copy──> leaves, the copy hashed           (a read from an arena)
+    gathering    leaves ──copy──> payload, the copy hashed           (a write into an arena)
     digests      leaves, hashed where they lie                       (before a socket)
     receive      socket ──> leaves, hashed in the leaves             (behind a socket)
 

@@ -1,9 +1,9 @@
 """Cells of a node on this very host, through its mapped arena: no socket, no RPC.
 
-    get   slot ──copy──> leaf ──hash the leaf──> next leaf ... ──> is the slot still the same?
-    put   leaf ──copy──> slot ──hash the slot──> next leaf ... ──> header
+    get   slot ──copy──> leaf, the copy hashed ──> next leaf ... ──> is the slot still the same?
+    put   leaf ──copy──> slot, the copy hashed ──> next leaf ... ──> header
 
-A leaf is hashed right behind its copy, while it is in the cache. Many cells are prepared at once;
+A copy is hashed while it is in the cache (``kvstore.leaves``). Many cells are prepared at once;
 then their leaves are moved some megabytes at a time, and the deadline is asked before each of these
 steps. When there is enough to move, threads take turns at them, so that what has come at the
 deadline is the front of a prompt.
