@@ -6,7 +6,7 @@
 The node that has the cells sends them: it has them mapped, knows of its deletes, and decides how
 fast it sends. What was deleted at the other node, and the sender has not heard of that, is refused
 there (``Refusal.BURIED``); a delete that comes while a cell is on its way dooms its reservation.
-Every leaf is hashed where it was copied to here, and where it arrived there, and the header that
+Of every leaf the copy made here is hashed, and what arrived there, and the header that
 arrives is the one that was read. What is damaged here the node is told, as any reader does.
 
 Does not cover: which cells, to whom (``kvstore.replication``), the process around it

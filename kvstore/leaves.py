@@ -116,7 +116,7 @@ class Moving(Protocol):
 
     @property
     def digests(self) -> npt.NDArray[np.uint64]:
-        """Of what was copied, where it went; of other leaves anything."""
+        """Of the copies; of leaves that were not moved anything."""
         ...
 
     def move(self, part: slice) -> None:
@@ -130,11 +130,11 @@ class Mover(Protocol):
     implementation: Implementation
 
     def scattering(self, parcels: Sequence[Parcel]) -> Moving:
-        """Payloads, to be copied into leaves and hashed there."""
+        """Payloads, to be copied into leaves, the copies hashed."""
         ...
 
     def gathering(self, parcels: Sequence[Parcel]) -> Moving:
-        """Leaves, to be copied into payloads and hashed there."""
+        """Leaves, to be copied into payloads, the copies hashed."""
         ...
 
     def digests(self, leaves: Leaves, seeds: Seeds) -> Digests:
@@ -261,12 +261,12 @@ def implementation() -> Implementation:
 
 
 def scattering(parcels: Sequence[Parcel]) -> Moving:
-    """Payloads, to be copied into leaves and hashed there."""
+    """Payloads, to be copied into leaves, the copies hashed."""
     return _mover.scattering(parcels)
 
 
 def gathering(parcels: Sequence[Parcel]) -> Moving:
-    """Leaves, to be copied into payloads and hashed there."""
+    """Leaves, to be copied into payloads, the copies hashed."""
     return _mover.gathering(parcels)
 
 

@@ -72,25 +72,6 @@ static void begin(XXH3_state_t *state, uint64_t seed) {
     XXH3_64bits_reset_withSeed(state, seed);
 }
 
-/* Copies and hashes what stays in the caches. */
-static uint64_t move(const leaf *one, enum direction direction) {
-    XXH3_state_t state;
-    uint8_t *packed = one->packed;
-    begin(&state, one->seed);
-    for (uint64_t head = 0; head < one->heads; head++) {
-        uint8_t *apart = one->start + (int64_t)head * one->head_stride;
-        for (uint64_t at = 0; at < one->head_bytes; at += PIECE_BYTES) {
-            uint64_t left = one->head_bytes - at;
-            uint64_t size = left < PIECE_BYTES ? left : PIECE_BYTES;
-            uint8_t *target = direction == SCATTER ? apart + at : packed;
-            memcpy(target, direction == SCATTER ? packed : apart + at, size);
-            XXH3_64bits_update(&state, target, size);
-            packed += size;
-        }
-    }
-    return XXH3_64bits_digest(&state);
-}
-
 /* Into the buffer, while what comes later is asked of the memory. */
 static void take_up(uint8_t *buffer, const uint8_t *source, uint64_t size, const uint8_t *later) {
     uint64_t at = 0;
@@ -123,23 +104,28 @@ static const uint8_t *ahead(const leaf *one, uint64_t head, uint64_t at) {
     return one->start + (int64_t)head * one->head_stride + at;
 }
 
-/* Copies and hashes what no cache could keep. */
-static uint64_t move_far(const leaf *one, enum direction direction) {
+static uint64_t move(const leaf *one, enum direction direction, int is_far) {
     _Alignas(LINE_BYTES) uint8_t buffer[BUFFER_BYTES];
     XXH3_state_t state;
     uint8_t *packed = one->packed;
+    const uint64_t step = is_far ? (uint64_t)BUFFER_BYTES : PIECE_BYTES;
     begin(&state, one->seed);
     for (uint64_t head = 0; head < one->heads; head++) {
         uint8_t *apart = one->start + (int64_t)head * one->head_stride;
-        for (uint64_t at = 0; at < one->head_bytes; at += BUFFER_BYTES) {
+        for (uint64_t at = 0; at < one->head_bytes; at += step) {
             uint64_t left = one->head_bytes - at;
-            uint64_t size = left < BUFFER_BYTES ? left : BUFFER_BYTES;
-            if (direction == SCATTER)
-                take_up(buffer, packed, size, packed + AHEAD_BYTES);
-            else
-                take_up(buffer, apart + at, size, ahead(one, head, at));
-            XXH3_64bits_update(&state, buffer, size);
-            put_down(direction == SCATTER ? apart + at : packed, buffer, size);
+            uint64_t size = left < step ? left : step;
+            uint8_t *target = direction == SCATTER ? apart + at : packed;
+            const uint8_t *source = direction == SCATTER ? packed : apart + at;
+            if (is_far) {
+                take_up(buffer, source, size,
+                        direction == SCATTER ? packed + AHEAD_BYTES : ahead(one, head, at));
+                XXH3_64bits_update(&state, buffer, size);
+                put_down(target, buffer, size);
+            } else {
+                memcpy(target, source, size);
+                XXH3_64bits_update(&state, target, size);
+            }
             packed += size;
         }
     }
@@ -149,7 +135,7 @@ static uint64_t move_far(const leaf *one, enum direction direction) {
 static void move_all(const leaf *leaves, uint64_t count, uint64_t *digests,
                      enum direction direction, int is_far) {
     for (uint64_t i = 0; i < count; i++)
-        digests[i] = is_far ? move_far(&leaves[i], direction) : move(&leaves[i], direction);
+        digests[i] = move(&leaves[i], direction, is_far);
 #if defined(__SSE2__)
     _mm_sfence(); /* what went past the caches is there before anybody says so */
 #endif

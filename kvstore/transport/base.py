@@ -2,7 +2,7 @@
 
     reader                transport                        node's arena
     CellRead   ─────────> finds the slot's bytes ────────> header | payload
-    leaves     <───────── delivered, then hashed where they were delivered
+    leaves     <───────── delivered; what is hashed is what is delivered
     VERIFIED / GONE / CORRUPT / FAILED
 
 A *leaf* is one layer of a cell as it lies in the engine's memory: uint8 ``[heads, tokens,

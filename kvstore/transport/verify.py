@@ -1,9 +1,9 @@
 """Whether delivered bytes are the cell that was asked for.
 
 Header first: it must be the one whose digest the node's table named, and be of this very key and
-cell. Then the leaves that it describes, each hashed where it was delivered (``kvstore.leaves``),
-behind its delivery while the processor still has it in its cache. Hashing the source instead would
-accept what changes or tears on the way.
+cell. Then the leaves that it describes: what is hashed is what was delivered, or a copy from which
+it is delivered, while the processor still has it in its cache (``kvstore.leaves``). Hashing the
+source instead would accept what changes or tears on the way.
 """
 
 from kvstore.block import FormatFault, Header, parse_header
