@@ -82,7 +82,7 @@ class Header:
     @property
     def packed_bytes(self) -> int:
         """How long it is without its zero padding."""
-        return _FIXED.size + _DIGEST_BYTES * len(self.leaf_digests)
+        return packed_bytes_of(len(self.leaf_digests))
 
     def pack(self) -> bytes:
         """The header without its zero padding."""
@@ -100,6 +100,11 @@ class Header:
         return fixed + struct.pack(f"<{len(self.leaf_digests)}Q", *self.leaf_digests)
 
 
+def packed_bytes_of(leaves: int) -> int:
+    """How long the header of a cell of so many leaves is without its zero padding."""
+    return _FIXED.size + _DIGEST_BYTES * leaves
+
+
 def header_digest(packed: bytes) -> int:
     """The digest of a packed header, as the key table holds it."""
     return xxh3_64_intdigest(packed)
@@ -114,7 +119,7 @@ def parse_header(page: bytes | memoryview, digest: int | None = None) -> Header 
     fault = _range_fault(magic, version, cell, tokens, payload_bytes, leaves)
     if fault is not None:
         return fault
-    packed_bytes = _FIXED.size + _DIGEST_BYTES * leaves
+    packed_bytes = packed_bytes_of(leaves)
     if len(page) < packed_bytes:
         return FormatFault.TOO_SHORT
     if digest is not None and xxh3_64_intdigest(page[:packed_bytes]) != digest:

@@ -119,7 +119,6 @@ class Damage:
 
     key: bytes
     cell: int
-    generation: int
     leaf_bytes: tuple[int, ...]
 
 

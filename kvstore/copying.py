@@ -120,14 +120,14 @@ def _read(
         payload = bytes_here[HEADER_BYTES:]
         key, cell = keys[row].tobytes(), int(cells[row])
         if isinstance(header, FormatFault):
-            damaged.append(Damage(key, cell, generation, (len(payload),)))
+            damaged.append(Damage(key, cell, (len(payload),)))
             continue
         sizes = source.sizes.of(header, payload)
         if sizes is Unmeasured.DAMAGED:
             # Whichever lengths the node tries: none are right.
             others = len(header.leaf_digests) - 1
             lengths = (len(payload) - others, *[1] * others)
-            damaged.append(Damage(key, cell, generation, lengths))
+            damaged.append(Damage(key, cell, lengths))
         elif not isinstance(sizes, Unmeasured):
             found.append(_Cell(row, header, payload, sizes, digest, ttl_s))
     return found

@@ -17,9 +17,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from kvstore.calls import HANDLE_BYTES_MAX, HOLD_TTL_MS_MAX, CarryRequest, HoldRequest
 from kvstore.changes import as_words
+from kvstore.errors import UsageError
 from kvstore.key import KEY_BYTES, Keys
 from kvstore.table import Cells
+from kvstore.tenants import EPOCH_MAX, check_tenant
 
 Sizes = npt.NDArray[np.uint64]
 Rows = npt.NDArray[np.bool_]
@@ -125,3 +128,15 @@ def _words(keys: Keys) -> npt.NDArray[np.uint64]:
     """The first word of each key."""
     words: npt.NDArray[np.uint64] = as_words(keys)[:, 0]
     return words
+
+
+def check_promise(request: HoldRequest | CarryRequest) -> None:
+    """Raises ``UsageError`` for a promise that nobody could give."""
+    check_tenant(request.tenant)
+    size_bytes = len(request.handle.encode())
+    if not 0 < size_bytes <= HANDLE_BYTES_MAX:
+        raise UsageError(f"a handle has 1 to {HANDLE_BYTES_MAX} bytes, not {size_bytes}")
+    if not 0 < request.ttl_ms <= HOLD_TTL_MS_MAX:
+        raise UsageError(f"a hold lasts 1 to {HOLD_TTL_MS_MAX} ms, not {request.ttl_ms}")
+    if not 0 <= request.tenant_epoch <= EPOCH_MAX:
+        raise UsageError(f"a tenant's epoch is 0 to {EPOCH_MAX}, not {request.tenant_epoch}")

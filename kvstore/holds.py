@@ -29,9 +29,7 @@ import numpy as np
 from kvstore.block import HEADER_BYTES
 from kvstore.calls import (
     CARRY_CELLS_MAX,
-    HANDLE_BYTES_MAX,
     HOLD_KEYS_MAX,
-    HOLD_TTL_MS_MAX,
     REPLICAS_MAX,
     CarryReply,
     CarryRequest,
@@ -44,12 +42,11 @@ from kvstore.calls import (
 )
 from kvstore.clock import Clock
 from kvstore.errors import UsageError
-from kvstore.hold import Hold, Name, Rows, distinct_bytes
+from kvstore.hold import Hold, Name, Rows, check_promise, distinct_bytes
 from kvstore.hold_files import HoldFiles
 from kvstore.key import Keys, as_keys
 from kvstore.lasting import Lasting
 from kvstore.protection import Protection
-from kvstore.tenants import EPOCH_MAX, check_tenant
 from kvstore.tiers.behind import Behind
 from kvstore.tiers.host import HostTier
 from kvstore.tiers.nvme.record import PAGE_BYTES
@@ -62,6 +59,8 @@ TENANT_SHARE = 0.25
 ALL_SHARE_MAX = 0.5
 SETTLE_S = 1.0
 """How often it is looked where what is promised has got to."""
+CLOCK_SET_MS = 500
+"""Two clocks that run drift apart by less between two ticks."""
 LATER_S = 5.0
 """So much longer a copy must be asked for before that is news: each call takes its time."""
 
@@ -98,6 +97,7 @@ class Holds:
         self._released = {mark.name: mark for mark in found if not len(mark)}
         self._states: dict[Name, CopyState] = {}
         self._settled_s = clock.monotonic_s()
+        self._apart_ms = self._clocks_apart_ms()
         self._recount()
         behind.follow(self._recount)
 
@@ -106,7 +106,7 @@ class Holds:
 
     def grant(self, request: HoldRequest) -> HoldReply:
         """Promise to keep cells, all of them or none."""
-        _check_promise(request)
+        check_promise(request)
         if not 0 < len(request.keys) <= HOLD_KEYS_MAX:
             raise UsageError(f"a hold is for 1 to {HOLD_KEYS_MAX} blocks, not {len(request.keys)}")
         if not 0 < request.replicas <= REPLICAS_MAX:
@@ -226,9 +226,10 @@ class Holds:
         for mark in [mark for mark in self._released.values() if mark.until_s <= now_s]:
             del self._released[mark.name]
             self._files.remove(mark)
-        if self._holds and now_s - self._settled_s >= SETTLE_S:
+        is_set = self._is_clock_set()
+        if self._holds and (is_set or now_s - self._settled_s >= SETTLE_S):
             self._settled_s = now_s
-            if not self._protection.settle():
+            if is_set or not self._protection.settle():
                 self._recount()
 
     def discard(self, slot: int, leaf_bytes: Sequence[int]) -> Suspicion:
@@ -241,6 +242,17 @@ class Holds:
     def metadata_bytes(self) -> int:
         """Memory for bookkeeping."""
         return self._protection.nbytes
+
+    def _is_clock_set(self) -> bool:
+        """Whether the wall clock was set since this was asked last.
+
+        A promise lasts by the monotonic clock, and what it keeps must not expire by the other one.
+        """
+        before_ms, self._apart_ms = self._apart_ms, self._clocks_apart_ms()
+        return abs(self._apart_ms - before_ms) > CLOCK_SET_MS
+
+    def _clocks_apart_ms(self) -> float:
+        return self._clock.wall_ms() - 1000 * self._clock.monotonic_s()
 
     def _enter(self, asked: Hold) -> HoldOutcome:
         """Promise cells that are here, besides what the hold of that name has already."""
@@ -306,7 +318,7 @@ class Holds:
 
     def _carried(self, request: CarryRequest) -> Hold:
         """What another node asks for as a hold of its own."""
-        _check_promise(request)
+        check_promise(request)
         until_s = self._clock.monotonic_s() + request.ttl_ms / 1000
         asked = Hold(
             request.tenant, request.handle, request.keys, request.cells, request.sizes_bytes,
@@ -385,14 +397,3 @@ class Holds:
             if mark.remaining_ms > former.remaining_ms:
                 marks[hold.tenant, hold.handle] = mark
         return list(marks.values())
-
-
-def _check_promise(request: HoldRequest | CarryRequest) -> None:
-    check_tenant(request.tenant)
-    size_bytes = len(request.handle.encode())
-    if not 0 < size_bytes <= HANDLE_BYTES_MAX:
-        raise UsageError(f"a handle has 1 to {HANDLE_BYTES_MAX} bytes, not {size_bytes}")
-    if not 0 < request.ttl_ms <= HOLD_TTL_MS_MAX:
-        raise UsageError(f"a hold lasts 1 to {HOLD_TTL_MS_MAX} ms, not {request.ttl_ms}")
-    if not 0 <= request.tenant_epoch <= EPOCH_MAX:
-        raise UsageError(f"a tenant's epoch is 0 to {EPOCH_MAX}, not {request.tenant_epoch}")

@@ -367,7 +367,7 @@ class Node:
     def _discard_one(self, damage: Damage) -> bool:
         key = as_keys(damage.key)
         found = self.tier.table.find(key, np.array([damage.cell], np.uint8))
-        if not found.held[0] or int(found.generations[0]) != damage.generation:
+        if not found.held[0]:
             return False
         suspicion = self.life.holds.discard(int(found.slots[0]), damage.leaf_bytes)
         if suspicion is Suspicion.OPEN:

@@ -23,7 +23,6 @@ import numpy.typing as npt
 from kvstore.cell import Cell
 from kvstore.key import Keys
 from kvstore.namespace import Namespace
-from kvstore.table import Generations, Slots
 
 OWN_NODE = -1
 """Read from the arena that this process has mapped."""
@@ -34,9 +33,8 @@ class Plan:
     """The longest warm prefix of a prompt, and where its blocks were a moment ago.
 
     ``tokens`` is how many tokens it saves, at most one fewer than the prompt has. Nothing is
-    pinned: a later read may deliver less. ``slots`` and ``generations`` (uint ``[n, cells]``),
-    ``lengths`` and ``header_digests`` describe cells of the own node and are 0 elsewhere. The rows
-    begin with block ``first``; ``tokens`` counts from the first token of the prompt all the same.
+    pinned: a later read may deliver less. The rows begin with block ``first``; ``tokens`` counts
+    from the first token of the prompt all the same.
     """
 
     namespace: Namespace
@@ -46,11 +44,6 @@ class Plan:
     stops: npt.NDArray[np.int64]
     spans: npt.NDArray[np.uint64]
     nodes: npt.NDArray[np.int32]
-    slots: Slots
-    generations: Generations
-    offsets: npt.NDArray[np.uint64]
-    lengths: npt.NDArray[np.uint32]
-    header_digests: npt.NDArray[np.uint64]
     first: int = 0
 
     @property
@@ -80,11 +73,6 @@ class Plan:
             stops=self.stops[cut:],
             spans=self.spans[cut:],
             nodes=self.nodes[cut:],
-            slots=self.slots[cut:],
-            generations=self.generations[cut:],
-            offsets=self.offsets[cut:],
-            lengths=self.lengths[cut:],
-            header_digests=self.header_digests[cut:],
             first=self.first + cut,
         )
 

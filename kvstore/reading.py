@@ -1,12 +1,15 @@
 """Reading: from a plan to verified bytes in an engine's rows.
 
     plan ──> own cells:   local transport, no RPC
-         ──> other nodes: Acquire (lease) ──> transport ──> Release, one node beside the other
-         ──> own disk:    the same, and then the local transport
+         ──> other nodes: transport, no RPC, one node beside the other
+             │ what does not come so, takes long, or is on the own disk
+             └─> Acquire (lease, from the disk if need be) ──> transport ──> Release
     every cell verified where it was delivered; the prefix ends before the first block that has a
     cell which did not come
 
-A read never raises for what a node, disk or network does: it delivers less, and says why.
+A read without a lease may lose a cell that is evicted meanwhile: the digests tell, and the lease
+comes then. A read never raises for what a node, disk or network does: it delivers less, and says
+why.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,14 +31,21 @@ from kvstore.calls import (
 )
 from kvstore.clock import Deadline
 from kvstore.errors import UnavailableError
+from kvstore.key import Keys
 from kvstore.plan import OWN_NODE, Fetched, Plan
 from kvstore.routes import Routes, is_erased
 from kvstore.rows import CellRows, KVRows
 from kvstore.transport.base import CellRead, ReadOutcome, Transport
 
 LEASE_MARGIN_S = 0.5
+UNLEASED_BYTES_MAX = 256 << 20
+"""What one node delivers so soon that little is evicted meanwhile. A lease costs a call before the
+first byte, which what takes longer does not feel."""
 
 SOURCES = ("local", "remote", "nvme")
+
+Rows = npt.NDArray[np.intp]
+"""Of a plan's blocks, or of its cells: which of them."""
 
 Delivered = npt.NDArray[np.uint8]
 """``ReadOutcome`` per (block, cell), uint8 ``[n, cells]``."""
@@ -46,6 +56,8 @@ class _Reading:
     """One read. ``delivered`` is filled by several threads, each its own cells."""
 
     plan: Plan
+    whole: Plan
+    """``plan`` and the blocks before it, which the reader has itself."""
     cut: CellRows
     routes: Routes
     workers: Executor
@@ -68,27 +80,23 @@ def read(
     cut = CellRows(plan.namespace.grid, plan.cells, rows, tokens)
     delivered = np.full(plan.nodes.shape, ReadOutcome.FAILED, np.uint8)
     loaded = np.zeros(plan.nodes.shape, np.bool_)
-    reading = _Reading(plan, cut, routes, workers, deadline, delivered, loaded, afterwards=[])
+    reading = _Reading(plan, whole, cut, routes, workers, deadline, delivered, loaded, [])
     try:
         _deliver(reading)
-        fetched = _fetched(reading)
-        if fetched.by_source["local"]:
-            # The whole chain: a prefix whose first blocks age alone loses them first.
-            touch = _Calls(lambda: routes.access(OWN_NODE).touch(whole.keys, whole.mask))
-            reading.afterwards.append(touch)
-        return fetched
+        return _fetched(reading)
     finally:
         _make(reading.afterwards, workers)
 
 
 def _deliver(reading: _Reading) -> None:
     """Read what is planned, from all nodes at once."""
-    plan, routes, workers = reading.plan, reading.routes, reading.workers
-    nodes = np.unique(plan.nodes).tolist()
-    futures = [workers.submit(_read_from, reading, node) for node in nodes if node != OWN_NODE]
+    plan, routes = reading.plan, reading.routes
+    # Another node, if there is one, from this very thread: it has the interpreter now, and leaves
+    # it to the others while that node looks for what it was asked.
+    *others, first = np.unique(plan.nodes).tolist()
+    futures = [reading.workers.submit(_read_node, reading, node) for node in others]
     try:
-        if OWN_NODE in nodes:
-            _read_own(reading)
+        _read_node(reading, first)
     finally:
         wait(futures)  # whatever happens, nobody may write into the rows any more
     for future in futures:
@@ -97,54 +105,79 @@ def _deliver(reading: _Reading) -> None:
         reading.delivered[:] = ReadOutcome.GONE
 
 
+def _read_node(reading: _Reading, node: int) -> None:
+    if node == OWN_NODE:
+        _read_own(reading)
+    else:
+        _read_from(reading, node)
+
+
 def _read_own(reading: _Reading) -> None:
-    plan, routes = reading.plan, reading.routes
-    blocks, columns = np.nonzero(plan.nodes == OWN_NODE)
-    known = (plan.slots, plan.generations, plan.offsets, plan.lengths, plan.header_digests)
-    reads = _cell_reads(reading, blocks, columns, [each[blocks, columns] for each in known])
+    routes = reading.routes
+    blocks, columns = np.nonzero(reading.plan.nodes == OWN_NODE)
     with routes.guarding(OWN_NODE):
-        outcomes = routes.transport(OWN_NODE).read(reads, reading.deadline)
-        reading.delivered[blocks, columns] = outcomes
-        damaged = _damaged(reads, outcomes)
+        access = routes.access(OWN_NODE)
+        damaged = _read_here(reading, routes.transport(OWN_NODE), blocks, columns)
         if damaged:
-            access = routes.access(OWN_NODE)
             reading.afterwards.append(_Calls(lambda: access.discard(damaged)))
+        if (reading.delivered[blocks, columns] == ReadOutcome.VERIFIED).any():
+            # The whole chain: a prefix whose first blocks age alone loses them first.
+            _touch(reading, access, reading.whole.keys)
 
 
 def _read_from(reading: _Reading, node: int) -> None:
-    """Read everything that the plan wants of one other node, a lease for each call's worth.
+    """Read everything that the plan wants of one other node."""
+    plan, routes, delivered = reading.plan, reading.routes, reading.delivered
+    blocks, columns = np.nonzero(plan.nodes == node)
+    with routes.guarding(node):
+        access, transport = routes.access(node), routes.transport(node)
+        left = np.ones(len(blocks), np.bool_)
+        if _needs_no_lease(reading, node, blocks):
+            _read_here(reading, transport, blocks, columns)
+            if (delivered[blocks, columns] == ReadOutcome.VERIFIED).any():
+                _touch(reading, access, plan.keys[np.unique(blocks)])
+            left = np.isin(delivered[blocks, columns], (ReadOutcome.GONE, ReadOutcome.CORRUPT))
+        _read_in_parts(reading, node, access, transport, blocks[left], columns[left])
+        if (delivered[blocks, columns] == ReadOutcome.FAILED).all():
+            raise UnavailableError(f"node {node} delivered nothing in time")
+
+
+def _read_in_parts(
+    reading: _Reading,
+    node: int,
+    access: NodeAccess,
+    transport: Transport,
+    blocks: Rows,
+    columns: Rows,
+) -> None:
+    """Read (block, column) pairs of one node, a lease for each call's worth.
 
     A node leases no more than part of its arena at a time: for the rest it is asked again, as long
     as each time brings something.
     """
-    plan, routes = reading.plan, reading.routes
-    blocks, columns = np.nonzero(plan.nodes == node)
+    plan = reading.plan
     is_alone = bool(np.isin(plan.nodes, (node, OWN_NODE)).all())
-    with routes.guarding(node):
-        access, transport = routes.access(node), routes.transport(node)
-        waiting = np.arange(len(blocks))
-        while len(waiting) and not reading.deadline.passed():
-            part, waiting = waiting[:MAX_CELLS_PER_CALL], waiting[MAX_CELLS_PER_CALL:]
-            rows, asked = blocks[part], columns[part]
-            is_last = is_alone and not len(waiting)
-            outcomes = _read_leased(reading, access, transport, rows, asked, is_last)
-            missing = outcomes == CellOutcome.MISS
-            if missing.any():
-                cells = _cell_numbers(plan)[asked[missing]]
-                keys, spans = plan.keys[rows[missing]], plan.spans[rows[missing]]
-                routes.refuted(node, keys, cells, spans)
-            if (outcomes == CellOutcome.FOUND).any():
-                waiting = np.concatenate([part[outcomes == CellOutcome.REFUSED], waiting])
-        if (reading.delivered[blocks, columns] == ReadOutcome.FAILED).all():
-            raise UnavailableError(f"node {node} delivered nothing in time")
+    waiting = np.arange(len(blocks))
+    while len(waiting) and not reading.deadline.passed():
+        part, waiting = waiting[:MAX_CELLS_PER_CALL], waiting[MAX_CELLS_PER_CALL:]
+        rows, asked = blocks[part], columns[part]
+        is_last = is_alone and not len(waiting)
+        outcomes = _read_leased(reading, access, transport, rows, asked, is_last)
+        missing = outcomes == CellOutcome.MISS
+        if missing.any():
+            cells = _cell_numbers(plan)[asked[missing]]
+            keys, spans = plan.keys[rows[missing]], plan.spans[rows[missing]]
+            reading.routes.refuted(node, keys, cells, spans)
+        if (outcomes == CellOutcome.FOUND).any():
+            waiting = np.concatenate([part[outcomes == CellOutcome.REFUSED], waiting])
 
 
 def _read_leased(
     reading: _Reading,
     access: NodeAccess,
     transport: Transport,
-    blocks: npt.NDArray[np.intp],
-    columns: npt.NDArray[np.intp],
+    blocks: Rows,
+    columns: Rows,
     is_last: bool,
 ) -> Outcomes:
     """Read these (block, column) pairs under one lease; answers what the node said to each.
@@ -162,14 +195,7 @@ def _read_leased(
     reading.loaded[blocks, columns] = reply.loaded
     damaged: list[Damage] = []
     try:
-        leased = (
-            reply.slots, reply.generations, reply.offsets, reply.lengths, reply.header_digests
-        )  # fmt: skip
-        descriptors = [each[found] for each in leased]
-        reads = _cell_reads(reading, blocks[found], columns[found], descriptors)
-        outcomes = transport.read(reads, reading.deadline)
-        delivered[blocks[found], columns[found]] = outcomes
-        damaged = _damaged(reads, outcomes)
+        damaged = _read_here(reading, transport, blocks[found], columns[found])
     finally:
         if reply.lease:
             # In this order: the node drops nothing that is under a lease.
@@ -184,6 +210,41 @@ def _read_leased(
             else:
                 _make([end], reading.workers)
     return reply.outcomes
+
+
+def _read_here(
+    reading: _Reading, transport: Transport, blocks: Rows, columns: Rows
+) -> list[Damage]:
+    """Read these (block, column) pairs as they are in a node's arena now.
+
+    Answers what to tell the node that did not verify: it looks for itself, and drops what is
+    damaged.
+    """
+    reads = _cell_reads(reading, blocks, columns)
+    outcomes = transport.read(reads, reading.deadline)
+    reading.delivered[blocks, columns] = outcomes
+    damaged = [
+        Damage(read.key, read.cell, tuple(read.leaves.sizes.tolist()))
+        for read, outcome in zip(reads, outcomes, strict=True)
+        if outcome is ReadOutcome.CORRUPT
+    ]
+    return damaged[:DAMAGED_PER_CALL_MAX]
+
+
+def _needs_no_lease(reading: _Reading, node: int, blocks: Rows) -> bool:
+    """Whether to try it without. What the own arena did not show can only be on the own disk."""
+    grid = reading.plan.namespace.grid
+    largest_bytes = max(
+        grid.cell_bytes(cell.index, grid.block_tokens) for cell in reading.plan.cells
+    )
+    is_little = len(blocks) * largest_bytes <= UNLEASED_BYTES_MAX
+    return is_little and not reading.routes.is_own(node)
+
+
+def _touch(reading: _Reading, access: NodeAccess, keys: Keys) -> None:
+    """Have a node told, when the reader goes on, that blocks of it were used."""
+    mask = reading.plan.mask
+    reading.afterwards.append(_Calls(lambda: access.touch(keys, mask)))
 
 
 class _Calls:
@@ -205,34 +266,19 @@ def _make(several: Sequence[_Calls], workers: Executor) -> None:
             workers.submit(calls)
 
 
-def _damaged(reads: Sequence[CellRead], outcomes: Sequence[ReadOutcome]) -> list[Damage]:
-    """What to tell a node that did not verify: it looks for itself, and drops what is damaged."""
-    damaged = [
-        Damage(read.key, read.cell, read.generation, tuple(read.leaves.sizes.tolist()))
-        for read, outcome in zip(reads, outcomes, strict=True)
-        if outcome is ReadOutcome.CORRUPT
-    ]
-    return damaged[:DAMAGED_PER_CALL_MAX]
-
-
 def _cell_numbers(plan: Plan) -> npt.NDArray[np.uint8]:
     return np.array([cell.index for cell in plan.cells], np.uint8)
 
 
-def _cell_reads(
-    reading: _Reading,
-    blocks: npt.NDArray[np.intp],
-    columns: npt.NDArray[np.intp],
-    descriptors: Sequence[npt.NDArray[np.unsignedinteger]],
-) -> list[CellRead]:
-    """What to read of these (block, column) pairs; ``descriptors`` are in ``CellRead``'s order."""
+def _cell_reads(reading: _Reading, blocks: Rows, columns: Rows) -> list[CellRead]:
+    """What to read of these (block, column) pairs."""
     plan, reads = reading.plan, []
-    cells, stops = plan.cells, plan.stops.tolist()
-    fields = [each.tolist() for each in (blocks, columns, *descriptors)]
-    for block, column, slot, generation, offset, length, digest in zip(*fields, strict=True):
-        key, cell = plan.keys[block].tobytes(), cells[column]
-        leaves = reading.cut.leaves(cell, plan.start(block), stops[block])
-        reads.append(CellRead(key, cell.index, slot, generation, offset, length, digest, leaves))
+    cells, stops, grid = plan.cells, plan.stops.tolist(), plan.namespace.grid
+    for block, column in zip(blocks.tolist(), columns.tolist(), strict=True):
+        key, cell, start = plan.keys[block].tobytes(), cells[column], plan.start(block)
+        leaves = reading.cut.leaves(cell, start, stops[block])
+        length = grid.cell_bytes(cell.index, stops[block] - start)
+        reads.append(CellRead(key, cell.index, length, leaves))
     return reads
 
 

@@ -21,7 +21,7 @@ from kvstore.holders import Located
 from kvstore.key import Chain, Keys, as_keys
 from kvstore.namespace import Namespace
 from kvstore.plan import OWN_NODE, Plan
-from kvstore.table import Found, KeyTable
+from kvstore.table import KeyTable
 
 _NOWHERE = -2
 
@@ -65,9 +65,8 @@ def longest_prefix(
     """Plan the longest prefix that the own node and (through ``locate``) the others hold."""
     candidates = Candidates.of(chain)
     cells = np.array([cell.index for cell in namespace.grid.masked(mask)], np.uint8)
-    found = _find_own(own, clock, candidates.keys, cells)
-    shape = (len(candidates.keys), len(cells))
-    nodes = np.where(found.held.reshape(shape), OWN_NODE, _NOWHERE).astype(np.int32)
+    held = _held_by_own(own, clock, candidates.keys, cells)
+    nodes = np.where(held, OWN_NODE, _NOWHERE).astype(np.int32)
     hole = _leading(nodes[: candidates.full])
     asked = np.flatnonzero((candidates.indexes >= hole) & ~_whole(nodes))
     if locate is not None and len(asked):
@@ -84,26 +83,21 @@ def longest_prefix(
         stops=stops,
         spans=chain.spans(candidates.indexes[picked]),
         nodes=nodes[picked],
-        slots=found.slots.reshape(shape)[picked],
-        generations=found.generations.reshape(shape)[picked],
-        offsets=found.offsets.reshape(shape)[picked],
-        lengths=found.lengths.reshape(shape)[picked],
-        header_digests=found.header_digests.reshape(shape)[picked],
     )
 
 
-def _find_own(
+def _held_by_own(
     own: KeyTable | None, clock: Clock, keys: Keys, cells: npt.NDArray[np.uint8]
-) -> Found:
-    count = len(keys) * len(cells)
-    if own is None or not count:
-        return Found.nothing(count)
-    if len(cells) == 1:
-        found = own.find(keys, np.full(count, cells[0]))
+) -> npt.NDArray[np.bool_]:
+    """Which cells of which blocks the own node's arena has, ``[n, cells]``."""
+    shape = len(keys), len(cells)
+    if own is None or not len(keys):
+        return np.zeros(shape, np.bool_)
+    if len(cells) > 1:
+        keys, cells = np.repeat(keys, len(cells), axis=0), np.tile(cells, len(keys))
     else:
-        found = own.find(np.repeat(keys, len(cells), axis=0), np.tile(cells, len(keys)))
-    found.held[:] &= ~own.expired(found.slots, clock.wall_ms())
-    return found
+        cells = np.full(len(keys), cells[0])
+    return own.find_living(keys, cells, clock.wall_ms()).held.reshape(shape)
 
 
 def _whole(nodes: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:

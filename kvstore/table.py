@@ -224,6 +224,12 @@ class KeyTable:
         """Look up many cells at once. A cell that is being written is not found."""
         return Found.nothing(len(keys)) if self._seal[0] else self.find_sealed(keys, cells)
 
+    def find_living(self, keys: Keys, cells: Cells, wall_ms: int) -> Found:
+        """``find`` of what has not expired."""
+        found = self.find(keys, cells)
+        found.held[:] &= ~self.expired(found.slots, wall_ms)
+        return found
+
     def find_sealed(self, keys: Keys, cells: Cells) -> Found:
         """``find`` for the node itself: sealed or not."""
         if self._probe is None:
@@ -298,7 +304,8 @@ class KeyTable:
 
     def rivals(self, key: bytes, cell: int) -> list[int]:
         """The slots whose entries fill the two buckets where (key, cell) would go."""
-        pair = buckets_of(*_one(key, cell), self._bucket_count)
+        words = np.frombuffer(key, "<u8").reshape(1, -1)
+        pair = buckets_of(words, np.array([cell], np.uint8), self._bucket_count)
         rows = [self.entries[int(b[0]) * WAYS : (int(b[0]) + 1) * WAYS] for b in pair]
         return [int(row["slot"]) for bucket in rows for row in bucket if row["generation"]]
 
@@ -376,11 +383,6 @@ def _size_bytes(slots: int, buckets: int) -> int:
     """Bytes of a whole table. One retired range more than there are slots always suffices."""
     found_by = buckets * WAYS * (TAG_BYTES + ENTRY.itemsize)
     return HEADER_PAGE_BYTES + slots * SLOT.itemsize + found_by + (slots + 1) * RANGE.itemsize
-
-
-def _one(key: bytes, cell: int) -> tuple[npt.NDArray[np.uint64], Cells]:
-    """A single (key, cell) in packed form."""
-    return np.frombuffer(key, "<u8").reshape(1, -1), np.array([cell], np.uint8)
 
 
 def _tags(words: npt.NDArray[np.uint64], cells: npt.NDArray[np.integer]) -> npt.NDArray[np.uint64]:

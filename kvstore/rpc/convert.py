@@ -233,7 +233,6 @@ def damage_to_message(damage: Damage) -> cache_pb2.Damage:
     return cache_pb2.Damage(
         key=damage.key,
         cell=damage.cell,
-        generation=damage.generation,
         leaf_bytes=pack(damage.leaf_bytes, np.uint32),
     )
 
@@ -243,7 +242,7 @@ def damage_from_message(message: cache_pb2.Damage) -> Damage:
     if len(message.key) != KEY_BYTES or message.cell >= CELLS_MAX:
         raise invalid("a damaged cell needs a whole key and the number of a cell")
     sizes = unpack_all(message.leaf_bytes, np.uint32, LAYERS_MAX, "leaf_bytes")
-    return Damage(message.key, message.cell, message.generation, tuple(sizes.tolist()))
+    return Damage(message.key, message.cell, tuple(sizes.tolist()))
 
 
 def stats_to_message(stats: NodeStats) -> cache_pb2.StatsReply:

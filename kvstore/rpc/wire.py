@@ -14,7 +14,7 @@ from kvstore.errors import SamovarError
 from kvstore.key import KEY_BYTES, Keys, as_keys
 from kvstore.rpc import cluster_pb2 as pb
 
-WIRE_VERSION = 2
+WIRE_VERSION = 3
 
 PROBES_MAX = 16384
 """Keys times cells per look-up, touch or locate: a few milliseconds of a node's one thread."""

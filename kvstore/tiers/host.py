@@ -111,9 +111,7 @@ class HostTier:
 
     def find(self, keys: Keys, cells: Cells) -> Found:
         """Which cells are held and not expired. Neither pins nor touches."""
-        found = self.table.find(keys, cells)
-        found.held[:] &= ~self.table.expired(found.slots, self._clock.wall_ms())
-        return found
+        return self.table.find_living(keys, cells, self._clock.wall_ms())
 
     def find_for_writing(self, keys: Keys, cells: Cells) -> Found:
         """What is held, also of a sealed table; the expired is dropped: it would be in the way."""

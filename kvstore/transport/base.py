@@ -1,7 +1,7 @@
 """What moves cells between a node's arena and an engine's buffers, whatever lies in between.
 
     reader                transport                        node's arena
-    CellRead   ─────────> finds the slot's bytes ────────> header | payload
+    CellRead   ─────────> finds it in the key table ─────> header | payload
     leaves     <───────── delivered; what is hashed is what is delivered
     VERIFIED / GONE / CORRUPT / FAILED
 
@@ -18,23 +18,42 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Protocol
 
+import numpy as np
+
 from kvstore.block import Header
 from kvstore.clock import Deadline
+from kvstore.key import Keys, as_keys
 from kvstore.leaf_table import Leaves
+from kvstore.table import Cells
 
 
 @dataclass(frozen=True, slots=True)
 class CellRead:
-    """One cell to deliver: the node's descriptor of it, and where its leaves go."""
+    """One cell to deliver, and where its leaves go. ``length`` is that of all leaves together.
+
+    It is asked for by its name: a key says what the bytes must be, wherever in the arena they lie.
+    """
 
     key: bytes
     cell: int
-    slot: int
-    generation: int
-    offset: int
     length: int
-    header_digest: int
     leaves: Leaves
+
+
+class Named(Protocol):
+    """What names a cell."""
+
+    @property
+    def key(self) -> bytes: ...
+
+    @property
+    def cell(self) -> int: ...
+
+
+def names_of(several: Sequence[Named]) -> tuple[Keys, Cells]:
+    """The names of cells as a key table takes them."""
+    keys = as_keys(b"".join(one.key for one in several))
+    return keys, np.array([one.cell for one in several], np.uint8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +86,10 @@ class ReadOutcome(IntEnum):
 
     VERIFIED = 1
     GONE = 2
-    """The slot is free or holds another cell by now."""
+    """It is not in the arena, or was not any more when it had been copied."""
     CORRUPT = 3
-    """The bytes that were delivered are not those of the cell."""
+    """The bytes that were delivered are not those of the cell: damaged, or of a slot that was given
+    to another meanwhile, where no lease kept it."""
     FAILED = 4
     """The node did not deliver in time."""
     REFUSED = 5

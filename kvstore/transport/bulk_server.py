@@ -1,9 +1,10 @@
 """Serving one node's cells to clients over sockets (``frame`` has the protocol).
 
 A thread for each connection, straight between the socket and the mapped arena. Knows no authority:
-a descriptor is good if the node's table says so. The reader verifies what it gets, so a slot that
-is given to somebody else under a running read costs that read and nothing more. What a client
-writes is hashed in the slot and compared with the digests that the client took of its source.
+what the node's table shows may be read, and a descriptor to write to is good if the table says so.
+The reader verifies what it gets, so a slot that is given to somebody else under a running read
+costs that read and nothing more. What a client writes is hashed in the slot and compared with the
+digests that the client took of its source.
 
 Does not cover: the process around it (``bulk``).
 """
@@ -20,6 +21,7 @@ from kvstore.block import (
     FormatFault,
     Header,
     leaf_seeds,
+    packed_bytes_of,
     parse_header,
 )
 from kvstore.clock import Clock, Deadline
@@ -28,6 +30,7 @@ from kvstore.leaf_table import Leaves
 from kvstore.leaves import Digests
 from kvstore.table import SlotState
 from kvstore.transport import frame
+from kvstore.transport.base import names_of
 from kvstore.transport.frame import Asked, BadFrame, Kind, Offered, Status, Verdict
 from kvstore.transport.mapped import MappedNode, write_header
 from kvstore.transport.wire import Wire
@@ -95,33 +98,20 @@ class BulkServer:
             self._receive_cells(wire, [_receive_offer(wire) for _ in range(cells)])
 
     def _send_cells(self, wire: Wire, asked: list[Asked]) -> None:
-        answers, headers, payloads = [], [], []
-        for one in asked:
-            found = self._find(one)
-            if isinstance(found, Status):
-                answers.append(frame.ANSWER.pack(found, 0))
+        answers, payloads = [], []
+        found = self._node.find(*names_of(asked), self._clock.wall_ms())
+        for row, one in enumerate(asked):
+            slot = self._node.found_bytes(found, row, one.length)
+            header_bytes = packed_bytes_of(one.leaves)
+            if slot is None:
+                answers += [frame.ANSWER.pack(Status.GONE, 0), bytes(header_bytes)]
                 continue
-            packed, payload = found
-            answers.append(frame.ANSWER.pack(Status.GOOD, len(packed)))
-            headers.append(packed)
-            payloads.append(payload.data)
-        wire.send(b"".join(answers), b"".join(headers))
-        for one_payload in payloads:
-            wire.send(one_payload)
-
-    def _find(self, asked: Asked) -> tuple[bytes, Mapped] | Status:
-        """Packed header and payload, or why not."""
-        found = self._node.slot_bytes(
-            SlotState.COMMITTED, asked.slot, asked.generation, asked.cell, asked.offset,
-            asked.length,
-        )  # fmt: skip
-        if found is None:
-            return Status.GONE
-        page = found[:HEADER_BYTES].tobytes()  # what is checked and what is sent are the same
-        header = parse_header(page, asked.header_digest)
-        if isinstance(header, FormatFault) or header.payload_bytes != asked.length:
-            return Status.CORRUPT
-        return page[: header.packed_bytes], found[HEADER_BYTES:]
+            digest = int(found.header_digests[row])
+            answers += [frame.ANSWER.pack(Status.GOOD, digest), slot[:header_bytes].tobytes()]
+            payloads.append(slot[HEADER_BYTES:].data)
+        wire.send(b"".join(answers))
+        for payload in payloads:
+            wire.send(payload)
 
     def _receive_cells(self, wire: Wire, offers: list[Offered]) -> None:
         good = [self._reserved(offer) is not None for offer in offers]

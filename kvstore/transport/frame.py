@@ -1,4 +1,4 @@
-"""The bulk port's wire format, version 1: fixed little-endian structures without holes.
+"""The bulk port's wire format, version 2: fixed little-endian structures without holes.
 
 Opening, once for each connection:
 
@@ -10,10 +10,10 @@ Then requests, one after the other, each with 1 to 512 cells:
 
     client  REQUEST    kind u16 (1 read, 2 write), cells u16, milliseconds left u32
     read:
-    client  ASKED      per cell: key 32, header digest u64, generation u64, offset u64, slot u32,
-                       payload bytes u32, cell u16
-    server  ANSWER     per cell: status u16 (1 found, 2 gone, 3 corrupt), header bytes u16; then
-                       the packed headers of all cells found, then their payloads
+    client  ASKED      per cell: key 32, payload bytes u32, cell u16, leaves u16
+    server  ANSWER     per cell: status u16 (1 found, 2 gone), header digest u64, and the packed
+                       header of so many leaves, zeros unless found; then the payloads of what was
+                       found
     write:
     client  OFFERED    per cell: key 32, generation u64, offset u64, slot u32, payload bytes u32,
                        cell u16, leaves u16; then the size of every leaf, u32
@@ -22,7 +22,9 @@ Then requests, one after the other, each with 1 to 512 cells:
                        the packed header
     server  STATUS     per cell sent: u16 (1 filled, 3 corrupt)
 
-The header comes behind a payload that is written, because its digests are taken on the way. What
+A header is sent as it lies in the arena, beside the digest that the key table has of it: the
+client compares. It comes behind a payload that is written, because its digests are taken on the
+way. What
 breaks a limit, or makes no sense, ends the connection. Digests guard every payload; the port
 offers no secrecy: what may listen to the network may read it.
 """
@@ -39,7 +41,7 @@ from kvstore.cell import CELL_BYTES_MAX, CELLS_MAX, LAYERS_MAX
 from kvstore.clock import Deadline
 from kvstore.transport.base import CellRead, CellWrite
 
-WIRE_VERSION = 1
+WIRE_VERSION = 2
 CELLS_PER_REQUEST_MAX = 512
 REMAINING_MS_MAX = 60_000
 CHALLENGE_BYTES = 32
@@ -48,8 +50,8 @@ MAGIC = b"SMVB"
 
 GREETING = struct.Struct(f"<4sHH{CHALLENGE_BYTES}s")
 REQUEST = struct.Struct("<HHI")
-ASKED = struct.Struct("<32sQQQIIH")
-ANSWER = struct.Struct("<HH")
+ASKED = struct.Struct("<32sIHH")
+ANSWER = struct.Struct("<HQ")
 OFFERED = struct.Struct("<32sQQIIHH")
 HEADED = struct.Struct("<HQ")
 STATUS = struct.Struct("<H")
@@ -83,15 +85,12 @@ class Status(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A cell that a client wants to read."""
+    """A cell of so many leaves that a client wants to read."""
 
     key: bytes
-    header_digest: int
-    generation: int
-    offset: int
-    slot: int
     length: int
     cell: int
+    leaves: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +115,7 @@ def pack_read(cells: Sequence[CellRead], deadline: Deadline) -> bytes:
     """A read request."""
     head = REQUEST.pack(Kind.READ, len(cells), _remaining_ms(deadline))
     return head + b"".join(
-        ASKED.pack(c.key, c.header_digest, c.generation, c.offset, c.slot, c.length, c.cell)
-        for c in cells
+        ASKED.pack(cell.key, cell.length, cell.cell, len(cell.leaves)) for cell in cells
     )
 
 
@@ -146,14 +144,14 @@ def unpack_asked(packed: bytes) -> list[Asked]:
     asked = [Asked(*fields) for fields in ASKED.iter_unpack(packed)]
     for one in asked:
         _check_cell(one.cell, one.length)
+        _check_leaves(one.leaves)
     return asked
 
 
 def leaves_offered(packed: bytes) -> int:
     """How many leaf sizes follow this OFFERED; raises ``BadFrame``."""
     leaves: int = OFFERED.unpack(packed)[-1]
-    if not 1 <= leaves <= LAYERS_MAX:
-        raise BadFrame(f"a cell of {leaves} leaves")
+    _check_leaves(leaves)
     return leaves
 
 
@@ -173,23 +171,23 @@ def unpack_status(packed: bytes) -> Status:
     return _status(status)
 
 
-def unpack_answer(packed: bytes) -> tuple[Status, int]:
-    """Status and header bytes of a cell that was asked for; raises ``BadFrame``."""
-    status, header_bytes = ANSWER.unpack(packed)
-    _check_header(header_bytes)
-    return _status(status), header_bytes
+def unpack_answer(packed: memoryview) -> tuple[Status, int]:
+    """Status of a cell that was asked for, and its header's digest; raises ``BadFrame``."""
+    status, digest = ANSWER.unpack_from(packed)
+    return _status(status), digest
 
 
 def unpack_headed(packed: bytes) -> tuple[int, int]:
     """Header bytes and header digest of a cell that was written; raises ``BadFrame``."""
     header_bytes, digest = HEADED.unpack(packed)
-    _check_header(header_bytes)
+    if header_bytes > HEADER_BYTES:
+        raise BadFrame(f"a header of {header_bytes} bytes")
     return header_bytes, digest
 
 
-def _check_header(header_bytes: int) -> None:
-    if header_bytes > HEADER_BYTES:
-        raise BadFrame(f"a header of {header_bytes} bytes")
+def _check_leaves(leaves: int) -> None:
+    if not 1 <= leaves <= LAYERS_MAX:
+        raise BadFrame(f"a cell of {leaves} leaves")
 
 
 def _check_cell(cell: int, length: int) -> None:

@@ -1,6 +1,6 @@
 """Cells of a node on this very host, through its mapped arena: no socket, no RPC.
 
-    get   slot ──copy──> leaf, the copy hashed ──> next leaf ... ──> is the slot still the same?
+    get   slot ──copy──> leaf, the copy hashed ──> next leaf ... ──> still found in that slot?
     put   leaf ──copy──> slot, the copy hashed ──> next leaf ... ──> header
 
 A copy is hashed while it is in the cache (``kvstore.leaves``). Many cells are prepared at once;
@@ -27,10 +27,11 @@ from kvstore.transport.base import (
     ReadOutcome,
     WriteOutcome,
     Written,
+    names_of,
 )
 from kvstore.transport.mapped import MappedNode, write_header
 from kvstore.transport.shares import hands, run_shares, runs
-from kvstore.transport.verify import header_of, leaves_for
+from kvstore.transport.verify import header_of
 
 THREADS_MAX = 8
 PARALLEL_BYTES = 4 << 20
@@ -75,33 +76,29 @@ class LocalTransport:
         outcomes = [ReadOutcome.GONE] * len(cells)
         headers: dict[int, Header] = {}
         parcels = []
+        names = names_of(cells)
+        found = self._node.find(*names, deadline.clock.wall_ms())
         for index, read in enumerate(cells):
-            found = self._node.slot_bytes(
-                SlotState.COMMITTED, read.slot, read.generation, read.cell, read.offset, read.length
-            )
-            if found is None:
+            slot = self._node.found_bytes(found, index, read.length)
+            if slot is None:
                 continue
             outcomes[index] = ReadOutcome.CORRUPT
-            header = header_of(read, found[:HEADER_BYTES].data)
-            if isinstance(header, FormatFault):
-                continue
-            leaves = leaves_for(read, header)
-            if not isinstance(leaves, FormatFault):
+            header = header_of(read, slot[:HEADER_BYTES].data, int(found.header_digests[index]))
+            if not isinstance(header, FormatFault):
                 headers[index] = header
-                seeds = leaf_seeds(read.key, read.cell, len(leaves))
-                parcels.append(Parcel(found[HEADER_BYTES:], leaves, seeds))
+                seeds = leaf_seeds(read.key, read.cell, len(read.leaves))
+                parcels.append(Parcel(slot[HEADER_BYTES:], read.leaves, seeds))
         moved = _moved(scattering(parcels), parcels, deadline)
         for (index, header), digests in zip(headers.items(), moved, strict=True):
             if digests is None:
                 outcomes[index] = ReadOutcome.FAILED
             elif digests == header.leaf_digests:
                 outcomes[index] = ReadOutcome.VERIFIED
-        is_sealed = self._node.is_sealed
-        for index, read in enumerate(cells):
-            # What was freed meanwhile is gone, whether or not its bytes were still whole.
-            current = self._node.is_current(read.slot, read.generation, SlotState.COMMITTED)
-            if is_sealed or not current:
-                outcomes[index] = ReadOutcome.GONE
+        # What was freed meanwhile is gone, whether or not its bytes were still whole.
+        again = self._node.find(*names, deadline.clock.wall_ms())
+        is_same = again.held & (again.generations == found.generations)
+        for index in np.flatnonzero(~is_same).tolist():
+            outcomes[index] = ReadOutcome.GONE
         return outcomes
 
     def _write(self, cells: Sequence[CellWrite], deadline: Deadline) -> list[Written]:

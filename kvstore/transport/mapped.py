@@ -1,7 +1,7 @@
 """A node's folder as its engines and its byte-moving child see it: arena and table, mapped.
 
-Finds the bytes of a slot for a descriptor that is still good. Does not cover: copying and
-verifying (``local``, ``bulk``), descriptors themselves (``kvstore.node``).
+Finds cells by their names, and the bytes of a slot for a descriptor that is still good. Does not
+cover: copying and verifying (``local``, ``bulk``).
 """
 
 import threading
@@ -11,7 +11,8 @@ from typing import Self
 from kvstore.arena import Arena
 from kvstore.block import HEADER_BYTES
 from kvstore.fs import FileSystem, Mapped
-from kvstore.table import KeyTable, SlotState
+from kvstore.key import Keys
+from kvstore.table import Cells, Found, KeyTable, SlotState
 
 POPULATE_BYTES = 64 << 20
 """At a time: the process's other page faults wait for no more than this."""
@@ -46,14 +47,18 @@ class MappedNode:
         """``populate``, without keeping anybody waiting."""
         threading.Thread(target=self.populate, name="samovar-populate", daemon=True).start()
 
-    def is_current(self, slot: int, generation: int, state: SlotState) -> bool:
-        """Whether a descriptor still means what it meant when it was handed out."""
-        return self._table.is_current(slot, generation, state)
+    def find(self, keys: Keys, cells: Cells, wall_ms: int) -> Found:
+        """Descriptors of the cells that are there: whole, visible, not past their expiry."""
+        return self._table.find_living(keys, cells, wall_ms)
 
-    @property
-    def is_sealed(self) -> bool:
-        """Whether nobody may be shown anything for now, whatever descriptors he has."""
-        return self._table.is_sealed
+    def found_bytes(self, found: Found, row: int, length: int) -> Mapped | None:
+        """Header page and payload of a cell that was found; ``None`` if it is not so long.
+
+        What is there by now may be another cell: only the digests tell.
+        """
+        if not found.held[row] or int(found.lengths[row]) != length:
+            return None
+        return self._view(int(found.offsets[row]), length)
 
     def slot_bytes(
         self, state: SlotState, slot: int, generation: int, cell: int, offset: int, length: int
@@ -67,8 +72,11 @@ class MappedNode:
             return None
         record = self._table.slots[slot]
         known = (int(record["cell"]), int(record["offset"]), int(record["length"]))
+        return self._view(offset, length) if known == (cell, offset, length) else None
+
+    def _view(self, offset: int, length: int) -> Mapped | None:
         size_bytes = HEADER_BYTES + length
-        if known != (cell, offset, length) or offset + size_bytes > self._arena.size_bytes:
+        if offset + size_bytes > self._arena.size_bytes:
             return None
         return self._arena.view(offset, size_bytes)
 

@@ -12,12 +12,19 @@ Does not cover: the format (``frame``), leases, which node to ask.
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
 
-from kvstore.block import FormatFault, Header, header_digest, leaf_seeds
+from kvstore.block import (
+    FormatFault,
+    Header,
+    Seeds,
+    header_digest,
+    leaf_seeds,
+    packed_bytes_of,
+)
 from kvstore.clock import Deadline
 from kvstore.errors import UsageError
 from kvstore.leaf_table import Leaves
@@ -32,7 +39,7 @@ from kvstore.transport.base import (
 )
 from kvstore.transport.frame import BadFrame, Status, Verdict
 from kvstore.transport.shares import hands, run_shares, runs
-from kvstore.transport.verify import header_of, leaves_for
+from kvstore.transport.verify import header_of
 from kvstore.transport.wire import HOT_BYTES, Wire
 
 log = logging.getLogger(__name__)
@@ -57,9 +64,15 @@ class TcpTransport:
         outcomes = [ReadOutcome.FAILED] * len(cells)
 
         def read_some(wire: Wire, indexes: Sequence[int]) -> None:
-            wire.send(frame.pack_read([cells[index] for index in indexes], deadline))
-            found = _receive_headers(wire, cells, indexes, outcomes)
-            _receive_payloads(wire, cells, found, outcomes)
+            asked = [cells[index] for index in indexes]
+            wire.send(frame.pack_read(asked, deadline))
+            # For the usual answer, while the node looks: everything comes.
+            places = _places(asked)
+            coming = _receive_headers(wire, cells, indexes, outcomes)
+            if 0 < len(coming) < len(asked):
+                places = _places([cells[index] for index in coming])
+            if coming:
+                _receive_payloads(wire, places, cells, coming, outcomes)
 
         self._deal(len(cells), sum(cell.length for cell in cells), read_some, deadline)
         return outcomes
@@ -186,61 +199,51 @@ class _Peer:
         raise ConnectionRefusedError("wrong token")
 
 
+def _places(cells: Sequence[CellRead]) -> tuple[Leaves, Seeds]:
+    """Where the leaves of all these go, and what their digests are seeded by."""
+    seeds = [leaf_seeds(cell.key, cell.cell, len(cell.leaves)) for cell in cells]
+    leaves = Leaves.joined([cell.leaves for cell in cells])
+    assert leaves.sizes.sum() == sum(cell.length for cell in cells), "they take what is sent"
+    return leaves, np.concatenate(seeds)
+
+
 def _receive_headers(
     wire: Wire, cells: Sequence[CellRead], indexes: Sequence[int], outcomes: list[ReadOutcome]
-) -> list[tuple[int, Header]]:
-    """The cells whose payloads follow; raises ``BadFrame`` when that cannot be told."""
-    packed = wire.receive(frame.ANSWER.size * len(indexes))
-    sizes = []
-    for index, at in zip(indexes, range(0, len(packed), frame.ANSWER.size), strict=True):
-        status, header_bytes = frame.unpack_answer(packed[at : at + frame.ANSWER.size])
+) -> dict[int, Header | FormatFault]:
+    """The headers of the cells whose payloads follow; what is gone is noted."""
+    sizes = [frame.ANSWER.size + packed_bytes_of(len(cells[index].leaves)) for index in indexes]
+    packed = memoryview(wire.receive(sum(sizes)))
+    coming: dict[int, Header | FormatFault] = {}
+    for index, size in zip(indexes, sizes, strict=True):
+        status, digest = frame.unpack_answer(packed)
         if status is Status.GOOD:
-            sizes.append((index, header_bytes))
+            coming[index] = header_of(cells[index], packed[frame.ANSWER.size : size], digest)
         else:
-            gone = status is Status.GONE
-            outcomes[index] = ReadOutcome.GONE if gone else ReadOutcome.CORRUPT
-    headers = memoryview(wire.receive(sum(size for _, size in sizes)))
-    found = []
-    for index, size in sizes:
-        header = header_of(cells[index], headers[:size])
-        if isinstance(header, FormatFault):
-            outcomes[index] = ReadOutcome.CORRUPT
-            raise BadFrame(f"a header that the server had checked: {header.value}")
-        found.append((index, header))
-        headers = headers[size:]
-    return found
+            outcomes[index] = ReadOutcome.GONE
+        packed = packed[size:]
+    return coming
 
 
 def _receive_payloads(
     wire: Wire,
+    places: tuple[Leaves, Seeds],
     cells: Sequence[CellRead],
-    found: list[tuple[int, Header]],
+    coming: Mapping[int, Header | FormatFault],
     outcomes: list[ReadOutcome],
 ) -> None:
-    """Receive and verify the leaves of all cells. The first ones are on their way meanwhile."""
-    leaves, seeds = [], []
-    misfit = None
-    for index, header in found:
-        into = leaves_for(cells[index], header)
-        if isinstance(into, FormatFault):
-            outcomes[index] = ReadOutcome.CORRUPT
-            misfit = BadFrame(f"a payload that does not fit its leaves: {into.value}")
-            break
-        leaves.append(into)
-        seeds.append(leaf_seeds(header.key, header.cell, len(into)))
-    if leaves:
-        arrived = wire.receive_leaves(Leaves.joined(leaves), np.concatenate(seeds))
-        start = 0
-        for (index, header), into in zip(found, leaves, strict=False):
-            stop = start + len(into)
-            if stop <= len(arrived.digests):
-                good = arrived.digests[start:stop] == header.leaf_digests
-                outcomes[index] = ReadOutcome.VERIFIED if good else ReadOutcome.CORRUPT
-            start = stop
-        if arrived.fault is not None:
-            raise arrived.fault
-    if misfit is not None:
-        raise misfit
+    """Receive the leaves of what is coming, and compare them with their headers."""
+    arrived = wire.receive_leaves(*places)
+    start = 0
+    for index, header in coming.items():
+        stop = start + len(cells[index].leaves)
+        if stop <= len(arrived.digests):
+            whole = (
+                isinstance(header, Header) and arrived.digests[start:stop] == header.leaf_digests
+            )
+            outcomes[index] = ReadOutcome.VERIFIED if whole else ReadOutcome.CORRUPT
+        start = stop
+    if arrived.fault is not None:
+        raise arrived.fault
 
 
 def _write_cells(

@@ -37,8 +37,8 @@ class Evicting(Samovar):
     def get_into(
         self, plan: Plan, rows: KVRows, deadline_s: float | None = None, start: int = 0
     ) -> Fetched:
-        later = replace(plan, generations=plan.generations + np.uint64(1))
-        return super().get_into(later, rows, deadline_s, start)
+        gone = replace(plan, keys=plan.keys ^ np.uint8(1))
+        return super().get_into(gone, rows, deadline_s, start)
 
 
 class Scene:
@@ -66,8 +66,9 @@ class Scene:
         plan = self.tier.longest_prefix(self.namespace, self.prompt)
         access = self.tier._routes.access(OWN_NODE)
         assert isinstance(access, InProcessNode)
-        at = int(plan.offsets[block, 0]) + HEADER_BYTES
-        access._node.tier.arena.view(at, 1)[:] ^= 0x40
+        tier = access._node.tier
+        found = tier.find(plan.keys[block : block + 1], np.zeros(1, np.uint8))
+        tier.arena.view(int(found.offsets[0]) + HEADER_BYTES, 1)[:] ^= 0x40
 
     def report(self, damaged_block: int | None) -> Report:
         """What the whole prompt costs a reader; its tokens are those of a cold run."""

@@ -25,7 +25,7 @@ from unittest import mock
 
 import numpy as np
 
-from kvstore import leaves
+from kvstore import leaves, reading
 from kvstore.block import Leaf, leaf_digest
 from kvstore.cell import Grid
 from kvstore.client import Samovar
@@ -153,7 +153,9 @@ class Worker:
         right = self._rows(order)
         into = right.emptied()
         into.before = right.before
-        fetched = self._client.get_into(self._plan, into, order["deadline_s"])
+        little_bytes = 0 if order["leased"] else reading.UNLEASED_BYTES_MAX
+        with mock.patch.object(reading, "UNLEASED_BYTES_MAX", little_bytes):
+            fetched = self._client.get_into(self._plan, into, order["deadline_s"])
         return {
             "tokens": fetched.tokens,
             "by_source": dict(fetched.by_source),

@@ -128,11 +128,12 @@ class Client(Child):
         start: int = 0,
         boundaries: Sequence[int] = (),
         deadline_s: float = 30.0,
+        leased: bool = False,
     ) -> None:
-        """Send an order; its answer is to be heard."""
+        """Send an order; its answer is to be heard. ``leased``: read little as if it were much."""
         self.say(
             do=do, prompt=prompt, tokens=tokens, pause=pause, split=split, mask=mask,
-            tenant=tenant, start=start, boundaries=boundaries, deadline_s=deadline_s,
+            tenant=tenant, start=start, boundaries=boundaries, deadline_s=deadline_s, leased=leased,
         )  # fmt: skip
 
     def __call__(self, do: str, prompt: int, tokens: int, **more: Any) -> Answer:

@@ -54,7 +54,7 @@ def test_hold_a_leased_read_keeps_its_blocks_under_pressure(tier: Tier) -> None:
     writer, reader = tier.client(node), tier.client(node, "elsewhere")
     writer.stores(1, TOKENS)
     reader.finds(1, TOKENS)
-    reader.order("fetch", 1, TOKENS, pause=("read", 1))
+    reader.order("fetch", 1, TOKENS, pause=("read", 1), leased=True)
     reader.paused("read")
     for prompt in range(2, 18):
         writer.stores(prompt, 1024)

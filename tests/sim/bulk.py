@@ -14,15 +14,22 @@ import numpy as np
 from kvstore.block import HEADER_BYTES, FormatFault, Header, header_digest, leaf_digests
 from kvstore.clock import Deadline
 from kvstore.table import SlotState
-from kvstore.transport.base import CellRead, CellWrite, ReadOutcome, WriteOutcome, Written
+from kvstore.transport.base import (
+    CellRead,
+    CellWrite,
+    ReadOutcome,
+    WriteOutcome,
+    Written,
+    names_of,
+)
 from kvstore.transport.mapped import write_header
 from kvstore.transport.verify import header_of
 from tests.sim.edges import WatchedNode
 from tests.sim.network import Endpoint, Network, Refused
 from tests.sim.scheduler import Process, current
 
-Sent = tuple[bytes, list[bytes]] | None
-"""Header page and leaves of a cell, or nothing for a slot that is not current."""
+Sent = tuple[int, bytes, list[bytes]] | None
+"""Header digest, header page and leaves of a cell, or nothing for one that is not there."""
 
 
 class SimBulk:
@@ -94,8 +101,8 @@ class SimBulk:
     def _deliver(self, cell: CellRead, sent: Sent) -> ReadOutcome:
         if sent is None:
             return ReadOutcome.GONE
-        page, leaves = sent
-        header = header_of(cell, page)
+        digest, page, leaves = sent
+        header = header_of(cell, page, digest)
         if isinstance(header, FormatFault):
             return ReadOutcome.CORRUPT
         random = self._network.scheduler.random
@@ -110,17 +117,17 @@ class SimBulk:
 
 async def _send_cell(network: Network, endpoint: Endpoint, cell: CellRead) -> Sent:
     node: WatchedNode = endpoint.services["bulk"]
-    found = node.slot_bytes(
-        SlotState.COMMITTED, cell.slot, cell.generation, cell.cell, cell.offset, cell.length
-    )
-    if found is None:
+    keys, cells = names_of([cell])
+    found = node.find(keys, cells, endpoint.services["clock"].wall_ms())
+    slot = node.found_bytes(found, 0, cell.length)
+    if slot is None:
         return None
-    page, leaves, start = found[:HEADER_BYTES].tobytes(), [], HEADER_BYTES
+    page, leaves, start = slot[:HEADER_BYTES].tobytes(), [], HEADER_BYTES
     for leaf in cell.leaves:
         await _some_time(network)
-        leaves.append(found[start : start + leaf.nbytes].tobytes())
+        leaves.append(slot[start : start + leaf.nbytes].tobytes())
         start += leaf.nbytes
-    return page, leaves
+    return int(found.header_digests[0]), page, leaves
 
 
 async def _receive_cell(

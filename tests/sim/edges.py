@@ -16,8 +16,9 @@ import numpy as np
 
 from kvstore import client, cluster_routes, contacts, copier, reading, replication
 from kvstore.fs import FileSystem, Mapped
+from kvstore.key import Keys
 from kvstore.rpc import cache_service, replicator, session
-from kvstore.table import SlotState
+from kvstore.table import Cells, Found, SlotState
 from kvstore.tiers import start
 from kvstore.transport import local
 from kvstore.transport.base import Transport
@@ -45,6 +46,7 @@ class Surroundings(Protocol):
     network: Network
     hesitation: float
     hesitated_s: float
+    unleased_bytes_max: int
     replicates: bool
     """Whether clients hold with replicas, and nodes copy what they hold."""
 
@@ -69,9 +71,14 @@ class WatchedNode(MappedNode):
     def populate_in_background(self) -> None:
         return
 
-    def is_current(self, slot: int, generation: int, state: SlotState) -> bool:
+    def find(self, keys: Keys, cells: Cells, wall_ms: int) -> Found:
         self._hesitate()
-        return super().is_current(slot, generation, state)
+        return super().find(keys, cells, wall_ms)
+
+    def found_bytes(self, found: Found, row: int, length: int) -> Mapped | None:
+        view = super().found_bytes(found, row, length)
+        self._hesitate()
+        return view
 
     def slot_bytes(
         self, state: SlotState, slot: int, generation: int, cell: int, offset: int, length: int
@@ -164,6 +171,7 @@ def simulated(
         (contacts, "TcpTransport", transport),
         (client, "ThreadPoolExecutor", blocking.ThreadPoolExecutor),
         (reading, "wait", blocking.wait),
+        (reading, "UNLEASED_BYTES_MAX", world.unleased_bytes_max),
         (copier, "LinuxFileSystem", file_system),
         (copier, "TcpTransport", transport),
         (copier, "MappedNode", watched),

@@ -146,7 +146,8 @@ class StorageNode:
         self._bulk = machine.process(f"bulk{machine.index}.{machine.incarnation}")
         self.process.at_death.append(self._bulk.kill)
         world.network.listen(self.control, Endpoint(self.process, services))
-        world.network.listen(self._bulk_address, Endpoint(self._bulk, {"bulk": mapped}))
+        bulk = {"bulk": mapped, "clock": machine.clock}
+        world.network.listen(self._bulk_address, Endpoint(self._bulk, bulk))
         self.process.every(TICK_S, self.node.tick)
         self.process.every(BEAT_S, self.neighbourhood.beat)
         self.process.every(ANNOUNCE_S, self.neighbourhood.announce)

@@ -288,7 +288,7 @@ class Trouble:
     def _set_clock(self) -> None:
         step_ms = self._random.choice([-HOUR_MS, -3_000, 1_500, 3_000, HOUR_MS])
         self._machine().clock.wall_offset_ms += step_ms
-        self._world.vows.forget()
+        self._world.vows.forget(self._world.scheduler.now_s)
 
     def _flip(self) -> None:
         """One bit of a held cell's header or payload."""

@@ -21,6 +21,8 @@ from tests.sim.disks import Name
 from tests.sim.storage import StorageNode
 
 OVERDUE_S = 1.0
+CLOCK_SEEN_S = 1.0
+"""Within that a node that runs has seen that its clock was set."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class Vows:
         self._damaged: set[Name] = set()
         self._ending: set[str] = set()
         self._over: set[str] = set()
+        self._clock_set_s: float | None = None
 
     def grant(self, asked: Asked, keys: Iterable[bytes], nodes: Sequence[StorageNode]) -> int:
         """It was promised just now; of how many blocks no node knows of that."""
@@ -110,10 +113,11 @@ class Vows:
         for vow in self._vows.values():
             vow.names.pop(machine, None)
 
-    def forget(self) -> None:
+    def forget(self, now_s: float) -> None:
         """A clock was set: until when promises last is another question now."""
         self._vows.clear()
         self._over.clear()
+        self._clock_set_s = now_s
 
     def disk_lost(self) -> None:
         """A node may have forgotten what was released."""
@@ -125,6 +129,10 @@ class Vows:
 
     def _missing(self, node: StorageNode) -> list[str]:
         now_s = node.process.scheduler.now_s
+        if node.process.paused and self._clock_set_s is not None:
+            self._clock_set_s = now_s
+        if self._clock_set_s is not None and now_s < self._clock_set_s + CLOCK_SEEN_S:
+            return []
         self._vows = {h: vow for h, vow in self._vows.items() if now_s < vow.asked.until_s}
         mine = [vow for vow in self._vows.values() if vow.names.get(node.index)]
         if not mine or (node.nvme is not None and node.nvme.phase is not Phase.OPEN):

@@ -17,6 +17,7 @@ from random import Random
 from kvstore.cluster_map import ClusterMap
 from kvstore.errors import ConfigError
 from kvstore.fs import FileSystem
+from kvstore.reading import UNLEASED_BYTES_MAX
 from kvstore.tenants import tenant_digest
 from tests.sim.bulk import SimBulk
 from tests.sim.clients import SimClient
@@ -73,6 +74,7 @@ class World:
         self.calm = False
         self.hesitation = random.choice([0.0, 0.02, 0.1])
         self.hesitated_s = 0.0
+        self.unleased_bytes_max = UNLEASED_BYTES_MAX if seed % 3 else 0
         self.flipped: set[tuple[str, int]] = set()
         self.kept_map = ClusterMap(0, ())
         self.prompts = prompts_of(random, random.randint(3, 7))

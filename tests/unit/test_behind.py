@@ -285,7 +285,7 @@ def damaged(world: World) -> Damage:
     """A bit of block 0 flips in the arena; what its reader says of it."""
     found = world.host.find(packed([key_number(0)]), cells_of(0))
     world.host.arena.view(int(found.offsets[0]) + HEADER_BYTES + 10, 1)[0] ^= 1
-    return Damage(key_number(0), 0, int(found.generations[0]), (int(found.lengths[0]),))
+    return Damage(key_number(0), 0, (int(found.lengths[0]),))
 
 
 def test_a_damaged_cell_that_is_being_written_goes_when_that_is_over(world: World) -> None:

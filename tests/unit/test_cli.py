@@ -35,7 +35,7 @@ def recorded(tmp_path: Path) -> TierFolder:
 def test_version_names_what_is_written_and_spoken(run: Run) -> None:
     code, output, _ = run("--version")
     assert code == 0
-    assert "block format 1, wire 2, state 1" in output
+    assert "block format 1, wire 3, state 1" in output
 
 
 def test_help_teaches(run: Run) -> None:

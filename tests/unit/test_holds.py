@@ -276,6 +276,24 @@ def test_a_clock_that_was_set_back_makes_no_hold_longer(diskless: LifeWorld) -> 
     assert diskless.life.holds_of(TENANT) == []
 
 
+@pytest.mark.parametrize("kind", ["diskless", "world"])
+@pytest.mark.parametrize("step_ms", [3_600_000, -3_600_000])
+def test_what_is_promised_does_not_expire_when_the_clock_is_set(
+    request: pytest.FixtureRequest, kind: str, step_ms: int
+) -> None:
+    world: LifeWorld = request.getfixturevalue(kind)
+    world.put(1, ttl_s=4)
+    world.hold(1, ttl_s=60)
+    world.pass_time(3)
+    world.clock.wall_now_ms += step_ms
+    world.node.tick()
+    assert world.found(1) == [True]
+    world.pass_time(56)
+    assert world.found(1) == [True]
+    world.pass_time(10)
+    assert world.found(1) == [False], "its time is over"
+
+
 @pytest.mark.parametrize("spoil", ["flip", "cut", "empty"])
 def test_a_damaged_file_is_said_once_and_dropped(
     diskless: LifeWorld, caplog: pytest.LogCaptureFixture, spoil: str
@@ -471,7 +489,7 @@ def test_a_damaged_cell_of_the_arena_leaves_its_hold(diskless: LifeWorld) -> Non
     slot = int(diskless.host.table.find(keys_of(1), cells_of(0)).slots[0])
     record = diskless.host.table.slots[slot]
     length = int(record["length"])
-    damage = Damage(key_number(1), 0, int(record["generation"]), (length,))
+    damage = Damage(key_number(1), 0, (length,))
     assert diskless.node.discard([damage]) == 0, "it is whole"
     assert pins(diskless) == 2
     diskless.host.arena.view(int(record["offset"]) + HEADER_BYTES, 1)[:] ^= 1

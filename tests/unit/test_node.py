@@ -395,8 +395,7 @@ def test_what_is_damaged_under_a_lease_is_discarded_after_it(
     for row in (0, 1, 3):
         world.tier.arena.view(int(reply.offsets[row]) + HEADER_BYTES + 9, 1)[:] ^= 1
     lengths = tuple(reply.lengths[:1].tolist())
-    generations = reply.generations.tolist()
-    claims = [Damage(key_number(row), 0, generations[row], lengths) for row in range(4)]
+    claims = [Damage(key_number(row), 0, lengths) for row in range(4)]
     for claim in claims[1:]:
         assert world.node.discard([claim, claim]) == 0
     world.node.tick()
@@ -417,17 +416,15 @@ def test_only_what_is_damaged_is_discarded(world: World) -> None:
     lengths = tuple(reply.lengths[:1].tolist())
     for row in (0, 1):
         world.tier.arena.view(int(reply.offsets[row]) + HEADER_BYTES + 9, 1)[:] ^= 1
-    generations = reply.generations.tolist()
-    claims = [Damage(key_number(1 + row), 0, generations[row], lengths) for row in range(3)]
+    claims = [Damage(key_number(1 + row), 0, lengths) for row in range(3)]
     assert world.node.discard(claims) == 0, "under a lease"
     world.node.release(session, reply.lease)
     world.node.drain_changes()
     wrong = [
-        Damage(key_number(1), 1, generations[0], lengths),
-        Damage(key_number(1), 0, generations[1], lengths),
-        Damage(key_number(1), 0, generations[0], ()),
-        Damage(key_number(1), 0, generations[0], (1, lengths[0] - 1)),
-        Damage(key_number(9), 0, generations[0], lengths),
+        Damage(key_number(1), 1, lengths),
+        Damage(key_number(1), 0, ()),
+        Damage(key_number(1), 0, (1, lengths[0] - 1)),
+        Damage(key_number(9), 0, lengths),
     ]
     assert world.node.discard(wrong) == 0
     assert world.node.discard([claims[0], claims[0], claims[2]]) == 1

@@ -1,9 +1,12 @@
 """Reading from another node: what it still has of a plan comes, and only that."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
+from typing import cast
+from unittest import mock
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +22,7 @@ from kvstore.plan import OWN_NODE, Fetched, Plan
 from kvstore.reading import read
 from kvstore.routes import OneNode
 from kvstore.table import Cells
+from kvstore.transport.base import CellRead, ReadOutcome, Transport
 from tests.one_prompt import BLOCK, NAMESPACE, PROMPT, Rows
 
 OTHER = 1
@@ -27,7 +31,11 @@ SOURCE = Rows(100, seed=1)
 
 
 class Elsewhere(OneNode):
-    """An embedded tier seen from outside; remembers which keys it had to say that it has not."""
+    """An embedded tier seen from outside; remembers which keys it had to say that it has not.
+
+    ``calls`` are the names of those that its control side has had. The first ``torn`` cells that
+    are read of it are corrupt the first time.
+    """
 
     def __init__(self, tier: Samovar) -> None:
         own = tier._routes
@@ -35,9 +43,33 @@ class Elsewhere(OneNode):
         assert table is not None
         super().__init__(own.access(OWN_NODE), own.transport(OWN_NODE), table, BLOCK)
         self.missing: list[bytes] = []
+        self.calls: list[str] = []
+        self.torn = 0
 
     def access(self, node: int) -> NodeAccess:
-        return super().access(OWN_NODE)
+        access = super().access(OWN_NODE)
+        watched = mock.Mock(wraps=access, spec=access)
+        for name in ("acquire", "release", "discard", "touch"):
+            getattr(watched, name).side_effect = partial(self._called, name, getattr(access, name))
+        watched.session = access.session
+        return cast(NodeAccess, watched)
+
+    def transport(self, node: int) -> Transport:
+        transport = super().transport(node)
+        watched = mock.Mock(wraps=transport)
+        watched.read.side_effect = partial(self._read, transport)
+        return cast(Transport, watched)
+
+    def _called(self, name: str, call: Callable[..., object], *arguments: object) -> object:
+        self.calls.append(name)
+        return call(*arguments)
+
+    def _read(
+        self, transport: Transport, reads: Sequence[CellRead], deadline: Deadline
+    ) -> list[ReadOutcome]:
+        self.calls.append("read")
+        torn, self.torn = self.torn, 0
+        return [ReadOutcome.CORRUPT] * torn + transport.read(reads[torn:], deadline)
 
     def refuted(self, node: int, keys: Keys, cells: Cells, spans: npt.NDArray[np.uint64]) -> None:
         assert node == OTHER
@@ -53,11 +85,7 @@ def seen() -> Iterator[Seen]:
     with Samovar.open(4 << 20, clock=CLOCK, block_tokens=BLOCK) as tier:
         tier.put(NAMESPACE, PROMPT, SOURCE)
         plan = tier.longest_prefix(NAMESPACE, PROMPT)
-        zeros = {
-            name: np.zeros_like(getattr(plan, name))
-            for name in ("slots", "generations", "offsets", "lengths", "header_digests")
-        }
-        yield replace(plan, nodes=np.full_like(plan.nodes, OTHER), **zeros), Elsewhere(tier)
+        yield replace(plan, nodes=np.full_like(plan.nodes, OTHER)), Elsewhere(tier)
 
 
 def fetched(plan: Plan, rows: Rows, routes: Elsewhere) -> Fetched:
@@ -73,6 +101,29 @@ def test_all_that_another_node_has_comes(seen: Seen) -> None:
     assert dict(answer.by_source) == {"local": 0, "remote": 96, "nvme": 0}
     assert np.array_equal(rows.kv[:, :, :96], SOURCE.kv[:, :, :96])
     assert routes.missing == []
+    assert routes.calls == ["read", "touch"], "the first byte waits for no call"
+
+
+def test_what_did_not_come_whole_without_a_lease_is_read_under_one(seen: Seen) -> None:
+    plan, routes = seen
+    routes.torn = 3
+    rows = Rows(100)
+    answer = fetched(plan, rows, routes)
+    assert (answer.tokens, dict(answer.failures)) == (96, {})
+    assert np.array_equal(rows.kv[:, :, :96], SOURCE.kv[:, :, :96])
+    assert routes.calls[:3] == ["read", "acquire", "read"]
+    assert sorted(routes.calls[3:]) == ["release", "touch"]
+
+
+def test_what_takes_long_is_leased_first(seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, routes = seen
+    grid = plan.namespace.grid
+    size_bytes = plan.nodes.size * grid.cell_bytes(0, BLOCK)
+    for limit_bytes, first in ((size_bytes, "read"), (size_bytes - 1, "acquire")):
+        monkeypatch.setattr(reading, "UNLEASED_BYTES_MAX", limit_bytes)
+        routes.calls.clear()
+        assert fetched(plan, Rows(100), routes).tokens == 96
+        assert routes.calls[0] == first
 
 
 @pytest.mark.parametrize("lost", [0, 2, 5])
@@ -115,6 +166,7 @@ def test_a_lease_ends_before_more_is_leased_of_the_same_node(
     seen: Seen, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reading, "MAX_CELLS_PER_CALL", 5)
+    monkeypatch.setattr(reading, "UNLEASED_BYTES_MAX", 0)
     plan, routes = seen
     one_lease = OneLease(routes.access(OTHER))
     monkeypatch.setattr(routes, "access", lambda node: one_lease)

@@ -543,7 +543,7 @@ def test_a_cell_that_was_damaged_comes_back_from_the_copy(make: Make) -> None:
     flip(world, "a", 2, HEADER_BYTES + 900)
     found = world.nodes["a"].lease(world.nodes["a"].session, keys_of(2), cells_of(0), 1000)
     world.nodes["a"].node.release(world.nodes["a"].session, found.lease)
-    damage = Damage(keys_of(2).tobytes(), 0, int(found.generations[0]), (int(found.lengths[0]),))
+    damage = Damage(keys_of(2).tobytes(), 0, (int(found.lengths[0]),))
     assert world.nodes["a"].node.discard([damage]) == 1
     world.pass_time(SURVEY_S + 2)
     assert world.found(*CHAIN) == world.held(*CHAIN) == {"a": 3, partner: 3}

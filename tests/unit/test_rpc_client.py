@@ -75,10 +75,8 @@ def test_a_damaged_cell_is_dropped_when_the_node_sees_it_too(
     client.release(client.session, acquired.lease)
     # What these tests write matches no leaf digest: only the first cell's length is told right.
     claims = [
-        Damage(key.tobytes(), 0, int(generation), (size_bytes,))
-        for key, generation, size_bytes in zip(
-            keys, acquired.generations, (PAYLOAD_BYTES, PAYLOAD_BYTES - 1), strict=True
-        )
+        Damage(key.tobytes(), 0, (size_bytes,))
+        for key, size_bytes in zip(keys, (PAYLOAD_BYTES, PAYLOAD_BYTES - 1), strict=True)
     ]
     assert client.discard(claims) == 1
     assert client.lookup(keys[:1], 1) == 0
@@ -87,7 +85,7 @@ def test_a_damaged_cell_is_dropped_when_the_node_sees_it_too(
     with pytest.raises(UsageError, match="over 16"):
         client.discard(claims[:1] * 17)
     with pytest.raises(UsageError, match="whole key"):
-        client.discard([Damage(b"short", 0, 1, (PAYLOAD_BYTES,))])
+        client.discard([Damage(b"short", 0, (PAYLOAD_BYTES,))])
 
 
 def test_a_second_put_is_present_and_a_commit_repeats(

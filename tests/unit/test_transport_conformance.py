@@ -12,14 +12,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kvstore.clock import SystemClock
 from kvstore.fs import LinuxFileSystem
+from kvstore.key import as_keys
 from kvstore.leaf_table import Leaves
 from kvstore.leaves import PythonMover, movers
-from kvstore.transport.base import ReadOutcome, Transport, WriteOutcome, Written
+from kvstore.tiers.tier import NewCell
+from kvstore.transport.base import CellWrite, ReadOutcome, Transport, WriteOutcome, Written
 from kvstore.transport.frame import CELLS_PER_REQUEST_MAX
 from kvstore.transport.local import LocalTransport
 from kvstore.transport.tcp import TcpTransport
-from tests.unit.transport_world import SHAPES, World, into, past, same, served, soon, strided
+from tests.unit.transport_world import (
+    SHAPES,
+    TOKENS,
+    World,
+    into,
+    past,
+    same,
+    served,
+    soon,
+    strided,
+)
 
 
 @pytest.fixture
@@ -168,41 +181,69 @@ def test_a_freed_slot_is_gone(world: World, transport: Transport) -> None:
     assert transport.read([read], soon()) == [ReadOutcome.GONE]
 
 
-def test_a_slot_that_holds_another_cell_by_now_is_gone(world: World, transport: Transport) -> None:
-    read = world.stored(world.leaves())
-    other = world.stored(world.leaves())
-    confused = replace(read, slot=other.slot, offset=other.offset)
-    assert transport.read([confused], soon()) == [ReadOutcome.GONE]
+def test_what_lies_in_the_slot_of_another_cell_by_now_is_still_found(
+    world: World, transport: Transport
+) -> None:
+    """A read names a cell, and no place."""
+    leaves = world.leaves()
+    read = world.stored(leaves)
+    world.tier.evict(read.slot)
+    assert transport.read([read], soon()) == [ReadOutcome.GONE]
+    slot = world.tier.reserve(NewCell(read.key, read.cell, TOKENS, read.length, 3, 77, 0), stamp=1)
+    record = world.tier.table.slots[slot]
+    assert int(record["offset"]) != read.offset
+    place = int(slot), int(record["generation"]), int(record["offset"])
+    again = CellWrite(read.key, read.cell, *place, TOKENS, 3, 77, read.length, Leaves.of(leaves))
+    (written,) = transport.write([again], soon())
+    world.committed(again, written.header_digest)
+    assert transport.read([read], soon()) == [ReadOutcome.VERIFIED]
+    assert same(read.leaves, leaves)
 
 
-def test_a_descriptor_that_was_never_given_is_gone(world: World, transport: Transport) -> None:
+def test_what_nobody_has_stored_is_gone(world: World, transport: Transport) -> None:
     read = world.stored(world.leaves())
-    made_up = [
-        replace(read, slot=1 << 31),
-        replace(read, offset=1 << 40),
-        replace(read, length=64),
-        replace(read, cell=1),
-        replace(read, generation=0),
-    ]
-    assert transport.read(made_up, soon()) == [ReadOutcome.GONE] * len(made_up)
+    strangers = [replace(read, key=bytes(32)), replace(read, cell=1)]
+    assert transport.read(strangers, soon()) == [ReadOutcome.GONE] * 2
+    assert transport.read([*strangers, read], soon())[2] is ReadOutcome.VERIFIED
+
+
+def test_what_has_expired_is_gone(world: World, transport: Transport) -> None:
+    read = world.stored(world.leaves())
+    record = world.tier.table.slots[read.slot : read.slot + 1]
+    record["expires_ms"] = SystemClock().wall_ms() + 60_000
+    assert transport.read([read], soon()) == [ReadOutcome.VERIFIED]
+    record["expires_ms"] = SystemClock().wall_ms()
+    assert transport.read([read], soon()) == [ReadOutcome.GONE]
+
+
+def test_a_sealed_node_shows_nothing(world: World, transport: Transport) -> None:
+    read = world.stored(world.leaves())
+    for sealed, outcome in ((True, ReadOutcome.GONE), (False, ReadOutcome.VERIFIED)):
+        world.tier.table.set_sealed(sealed)
+        assert transport.read([read], soon()) == [outcome]
 
 
 def test_the_right_slot_under_a_wrong_key_is_corrupt(world: World, transport: Transport) -> None:
-    read = world.stored(world.leaves())
-    assert transport.read([replace(read, key=bytes(32))], soon()) == [ReadOutcome.CORRUPT]
+    read, other = world.stored(world.leaves()), bytes(range(32))
+    digest = np.array([read.header_digest], np.uint64)
+    assert world.tier.table.insert_all(as_keys(other), np.array([read.slot], np.uint32), digest)
+    assert transport.read([replace(read, key=other)], soon()) == [ReadOutcome.CORRUPT]
 
 
 def test_the_right_slot_with_another_header_digest_is_corrupt(
     world: World, transport: Transport
 ) -> None:
     read = world.stored(world.leaves())
-    other = replace(read, header_digest=read.header_digest ^ 1)
-    assert transport.read([other], soon()) == [ReadOutcome.CORRUPT]
+    world.tier.table.clear(read.slot)
+    digest = np.array([read.header_digest ^ 1], np.uint64)
+    slots = np.array([read.slot], np.uint32)
+    assert world.tier.table.insert_all(as_keys(read.key), slots, digest)
+    assert transport.read([read], soon()) == [ReadOutcome.CORRUPT]
 
 
 def test_leaves_of_another_geometry_are_never_verified(world: World, transport: Transport) -> None:
     read = world.stored(world.leaves())
-    assert transport.read([into(read, *read.leaves[:2])], soon()) == [ReadOutcome.CORRUPT]
+    assert transport.read([into(read, *list(read.leaves)[:2])], soon()) == [ReadOutcome.GONE]
     merged = np.zeros((2, 16, 72), np.uint8)
     assert transport.read([into(read, merged)], soon()) == [ReadOutcome.CORRUPT]
 

@@ -6,7 +6,7 @@ import pytest
 
 from kvstore.errors import StateError
 from kvstore.fs import LinuxFileSystem, Mapped
-from kvstore.table import SlotState
+from kvstore.table import Found
 from kvstore.transport.base import ReadOutcome
 from kvstore.transport.local import LocalTransport
 from kvstore.transport.mapped import MappedNode
@@ -18,12 +18,10 @@ class EvictingNode(MappedNode):
 
     world: World
 
-    def slot_bytes(
-        self, state: SlotState, slot: int, generation: int, cell: int, offset: int, length: int
-    ) -> Mapped | None:
-        found = super().slot_bytes(state, slot, generation, cell, offset, length)
-        self.world.tier.evict(slot)
-        return found
+    def found_bytes(self, found: Found, row: int, length: int) -> Mapped | None:
+        view = super().found_bytes(found, row, length)
+        self.world.tier.evict(int(found.slots[row]))
+        return view
 
 
 def test_a_slot_freed_under_its_reader_is_gone(tmp_path: Path) -> None:
@@ -33,16 +31,6 @@ def test_a_slot_freed_under_its_reader_is_gone(tmp_path: Path) -> None:
     assert isinstance(node, EvictingNode)
     node.world = world
     assert LocalTransport(node).read([read], soon()) == [ReadOutcome.GONE]
-
-
-def test_nothing_is_read_of_a_sealed_node(tmp_path: Path) -> None:
-    """Also by who has found it before: it may have been deleted elsewhere."""
-    world = World.make(tmp_path / "node")
-    read = world.stored(world.leaves())
-    transport = LocalTransport.open(LinuxFileSystem(), world.folder)
-    for sealed, outcome in ((True, ReadOutcome.GONE), (False, ReadOutcome.VERIFIED)):
-        world.tier.table.set_sealed(sealed)
-        assert transport.read([read], soon()) == [outcome]
 
 
 def test_a_folder_without_a_node_is_refused(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import logging
 import socket
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,7 +85,7 @@ def relayed(address: str, relay: Relay) -> Iterator[TcpTransport]:
             transport.close()
 
 
-def fresh(reads: list[CellRead]) -> list[CellRead]:
+def fresh(reads: Sequence[CellRead]) -> list[CellRead]:
     return [into(read, *(leaf * 0 for leaf in read.leaves)) for read in reads]
 
 
@@ -164,7 +164,7 @@ def test_a_server_that_says_nothing_costs_the_deadline_and_no_more() -> None:
     with accepting(held.append) as address:
         transport = TcpTransport(address)
         deadline = Deadline.after(SystemClock(), 0.1)
-        read = CellRead(bytes(32), 0, 0, 0, 0, 0, 0, Leaves.of(()))
+        read = CellRead(bytes(32), 0, 0, Leaves.of(()))
         assert transport.read([read], deadline) == [ReadOutcome.FAILED]
         transport.close()
     for connected in held:
@@ -232,12 +232,16 @@ GOOD_OFFER = frame.OFFERED.pack(bytes(32), 1, 0, 0, 10, 0, 1)
         pytest.param(struct.pack("<HHI", 1, 0, 1000), id="no cells"),
         pytest.param(struct.pack("<HHI", 1, 513, 1000), id="too many cells"),
         pytest.param(
-            struct.pack("<HHI", 1, 1, 1000) + frame.ASKED.pack(bytes(32), 0, 0, 0, 0, 1, 64),
+            struct.pack("<HHI", 1, 1, 1000) + frame.ASKED.pack(bytes(32), 1, 64, 1),
             id="cell outside of any grid",
         ),
         pytest.param(
-            struct.pack("<HHI", 1, 1, 1000) + frame.ASKED.pack(bytes(32), 0, 0, 0, 0, 2**31, 0),
+            struct.pack("<HHI", 1, 1, 1000) + frame.ASKED.pack(bytes(32), 2**31, 0, 1),
             id="a cell too large",
+        ),
+        pytest.param(
+            struct.pack("<HHI", 1, 1, 1000) + frame.ASKED.pack(bytes(32), 1, 0, 481),
+            id="a read of too many leaves",
         ),
         pytest.param(
             struct.pack("<HHI", 2, 1, 1000) + frame.OFFERED.pack(bytes(32), 1, 0, 0, 10, 0, 0),

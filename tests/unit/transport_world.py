@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -72,33 +73,45 @@ class World:
         place = (int(slot), generation, offset)
         return CellWrite(key, cell, *place, tokens, 3, 77, length, Leaves.of(leaves))
 
-    def stored(self, leaves: tuple[Leaf, ...], cell: int = 0) -> CellRead:
+    def stored(self, leaves: tuple[Leaf, ...], cell: int = 0) -> "HeldRead":
         """A cell that is held, and a read of it into zeroed leaves."""
         write = self.reserved(leaves, cell)
         (written,) = LocalTransport.open(LinuxFileSystem(), self.folder).write([write], soon())
         assert written.outcome is WriteOutcome.FILLED
         return self.committed(write, written.header_digest)
 
-    def committed(self, write: CellWrite, header_digest: int) -> CellRead:
+    def committed(self, write: CellWrite, header_digest: int) -> "HeldRead":
         """Make a written cell visible; a read of it."""
         assert self.tier.commit(write.slot, header_digest) is Commitment.STORED
         empty = Leaves.of([np.zeros_like(leaf) for leaf in write.leaves])
-        return CellRead(
-            write.key, write.cell, write.slot, write.generation, write.offset, write.length,
-            header_digest, empty,
-        )  # fmt: skip
+        place = write.slot, write.generation, write.offset, header_digest
+        return HeldRead(write.key, write.cell, write.length, empty, *place)
 
-    def flip(self, read: CellRead, at: int) -> None:
+    def flip(self, read: "HeldRead", at: int) -> None:
         """Turn one bit of byte ``at`` of a slot's header page and payload."""
         self.tier.arena.view(read.offset + at, 1)[0] ^= 0x10
 
-    def flip_payload(self, read: CellRead, at: int = 0) -> None:
+    def flip_payload(self, read: "HeldRead", at: int = 0) -> None:
         self.flip(read, HEADER_BYTES + at)
 
 
-def into(read: CellRead, *leaves: Leaf) -> CellRead:
+@dataclass(frozen=True, slots=True)
+class HeldRead(CellRead):
+    """A read, and where in the arena its cell lies."""
+
+    slot: int
+    generation: int
+    offset: int
+    header_digest: int
+
+
+AnyRead = TypeVar("AnyRead", bound=CellRead)
+
+
+def into(read: AnyRead, *leaves: Leaf) -> AnyRead:
     """The same read with other leaves."""
-    return replace(read, leaves=Leaves.of(leaves))
+    into_these = Leaves.of(leaves)
+    return replace(read, length=int(into_these.sizes.sum()), leaves=into_these)
 
 
 def same(some: Iterable[Leaf], others: Iterable[Leaf]) -> bool:

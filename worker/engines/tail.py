@@ -3,7 +3,8 @@
 A warm request runs a few tokens that attend to thousands. With a mask, grouped-query attention of
 plain transformers first copies the whole cached K and V once for every query head of a group. Here
 the group's queries are stacked as more rows of their KV head: the same kernel on the same numbers,
-so the same bits, and no copy.
+and no copy. The sums are the same; where a library adds up a matrix of more rows in another order,
+their last bits may not be.
 
 Nothing of the model is changed for longer than one run, and nothing at all for a prompt that is
 run from its first token, or for single tokens.
