@@ -117,6 +117,7 @@ class Node:
 
     def tick(self) -> None:
         """End sessions and leases whose time is up, and let freed slots be used again."""
+        self._take_uses()
         self._sessions.tick()
         self.tier.tick()
         self.behind.tick()
@@ -148,6 +149,7 @@ class Node:
         session = self._sessions.get(request.session)
         if session is None:
             return reply
+        self._take_uses()
         stamp = self._sessions.stamp_of(request.session, request.operation)
         reply.refusals[:] = Refusal.NONE
         held = self.tier.find_for_writing(request.keys, request.cells)
@@ -216,6 +218,7 @@ class Node:
 
         To be followed by ``end_acquire``: until then what has come stays in the arena.
         """
+        self._take_uses()
         return self.behind.begin(keys, cells)
 
     def end_acquire(self, promotion: Promotion) -> None:
@@ -308,6 +311,16 @@ class Node:
     def snapshot(self) -> Changes:
         """Everything that may be found, as if it had just come."""
         return self.life.snapshot()
+
+    def _take_uses(self) -> None:
+        """Touch what was read without a word, before anything is evicted: one use for each read."""
+        records = self.tier.table.slots
+        for noted in self.tier.uses.take():
+            slots = noted[records["state"][noted] == SlotState.COMMITTED]
+            if not len(slots):
+                continue
+            keys, every = self.tier.table.keys_of(slots), np.ones(len(slots), np.bool_)
+            self._touch(keys, records["cell"][slots], slots, every, self.tier.next_stamp())
 
     def _touch(
         self,

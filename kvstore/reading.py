@@ -31,7 +31,6 @@ from kvstore.calls import (
 )
 from kvstore.clock import Deadline
 from kvstore.errors import UnavailableError
-from kvstore.key import Keys
 from kvstore.plan import OWN_NODE, Fetched, Plan
 from kvstore.routes import Routes, is_erased
 from kvstore.rows import CellRows, KVRows
@@ -116,13 +115,14 @@ def _read_own(reading: _Reading) -> None:
     routes = reading.routes
     blocks, columns = np.nonzero(reading.plan.nodes == OWN_NODE)
     with routes.guarding(OWN_NODE):
-        access = routes.access(OWN_NODE)
+        access, whole = routes.access(OWN_NODE), reading.whole
         damaged = _read_here(reading, routes.transport(OWN_NODE), blocks, columns)
         if damaged:
             reading.afterwards.append(_Calls(lambda: access.discard(damaged)))
-        if (reading.delivered[blocks, columns] == ReadOutcome.VERIFIED).any():
-            # The whole chain: a prefix whose first blocks age alone loses them first.
-            _touch(reading, access, reading.whole.keys)
+        if whole.blocks > reading.plan.blocks:
+            # The whole chain was used: a prefix whose first blocks age alone loses them first.
+            touch = _Calls(lambda: access.touch(whole.keys, whole.mask))
+            reading.afterwards.append(touch)
 
 
 def _read_from(reading: _Reading, node: int) -> None:
@@ -134,8 +134,6 @@ def _read_from(reading: _Reading, node: int) -> None:
         left = np.ones(len(blocks), np.bool_)
         if _needs_no_lease(reading, node, blocks):
             _read_here(reading, transport, blocks, columns)
-            if (delivered[blocks, columns] == ReadOutcome.VERIFIED).any():
-                _touch(reading, access, plan.keys[np.unique(blocks)])
             left = np.isin(delivered[blocks, columns], (ReadOutcome.GONE, ReadOutcome.CORRUPT))
         _read_in_parts(reading, node, access, transport, blocks[left], columns[left])
         if (delivered[blocks, columns] == ReadOutcome.FAILED).all():
@@ -239,12 +237,6 @@ def _needs_no_lease(reading: _Reading, node: int, blocks: Rows) -> bool:
     )
     is_little = len(blocks) * largest_bytes <= UNLEASED_BYTES_MAX
     return is_little and not reading.routes.is_own(node)
-
-
-def _touch(reading: _Reading, access: NodeAccess, keys: Keys) -> None:
-    """Have a node told, when the reader goes on, that blocks of it were used."""
-    mask = reading.plan.mask
-    reading.afterwards.append(_Calls(lambda: access.touch(keys, mask)))
 
 
 class _Calls:

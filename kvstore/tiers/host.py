@@ -39,16 +39,22 @@ from kvstore.tiers.space import Space
 from kvstore.tiers.stats import HostStats
 from kvstore.tiers.tier import CellChange, Commitment, NewCell, Refusal, Suspicion
 from kvstore.tiers.vacancy import Vacancy
+from kvstore.uses import Uses
 
 
 class HostTier:
     """Cells in an arena, found through a key table, evicted by a policy."""
 
     def __init__(
-        self, fs: FileSystem, clock: Clock, arena: Arena, table: KeyTable, incarnation: int
+        self,
+        fs: FileSystem,
+        clock: Clock,
+        arena: Arena,
+        table: KeyTable,
+        uses: Uses,
+        incarnation: int,
     ) -> None:
-        self.table = table
-        self.arena = arena
+        self.table, self.arena, self.uses = table, arena, uses
         self.incarnation = incarnation
         self.stats = HostStats(capacity_bytes=int(table.header["capacity_bytes"]))
         self.checks = Checks(len(table.slots), clock)
@@ -81,7 +87,7 @@ class HostTier:
         capacity_bytes -= capacity_bytes % fs.page_bytes
         arena = Arena.create(fs, folder, capacity_bytes)
         table = KeyTable.create(fs, folder, slots, capacity_bytes, incarnation)
-        tier = cls(fs, clock, arena, table, incarnation)
+        tier = cls(fs, clock, arena, table, Uses.create(fs, folder, slots), incarnation)
         tier._space.free(0, capacity_bytes)
         return tier
 
@@ -96,8 +102,9 @@ class HostTier:
         """
         capacity_bytes -= capacity_bytes % fs.page_bytes
         left = take_over(fs, folder, capacity_bytes, incarnation)
-        tier = cls(fs, clock, left.arena, left.table, incarnation)
         records = left.table.slots
+        uses = Uses.create(fs, folder, len(records))
+        tier = cls(fs, clock, left.arena, left.table, uses, incarnation)
         tier._space.take_over(left.free, tier._extents(left.unfinished))
         for slot in left.unfinished.tolist():
             tier._vacancy.add(slot)
@@ -308,9 +315,8 @@ class HostTier:
     def metadata_bytes(self) -> int:
         """Memory for bookkeeping, payload and headers not counted."""
         table = self.table
-        return (
-            table.nbytes + self._policy.metadata_bytes() + self._vacancy.nbytes + self.checks.nbytes
-        )
+        known = self.uses.nbytes + self._vacancy.nbytes + self.checks.nbytes
+        return table.nbytes + self._policy.metadata_bytes() + known
 
     def _allocate(self, size: int, stamp: int) -> int | Refusal:
         """A range of ``size`` bytes and a free slot record, evicting what is older, or nothing."""

@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 
 CONNECTIONS_MAX = 512
 """Of all clients together; each keeps up to four."""
+READS_MAX = 256
+"""Reads that may be under way at a time and still be one use each."""
 HANDSHAKE_S = 5.0
 
 
@@ -51,6 +53,9 @@ class BulkServer:
         self._token = token
         self._seats = threading.Semaphore(CONNECTIONS_MAX)
         self._said_refused = False
+        self._numbers: dict[int, int] = {}
+        """Of reads, by what their clients call them, the one that was heard of last at the end."""
+        self._numbering = threading.Lock()
 
     def admit(self, connected: socket.socket) -> None:
         """Serve a connection in a thread of its own; one too many is closed at once."""
@@ -90,16 +95,28 @@ class BulkServer:
     def _answer(self, wire: Wire) -> None:
         """Serve one request."""
         wire.until(Deadline.after(self._clock, HANDSHAKE_S))
-        kind, cells, remaining_s = frame.unpack_request(wire.receive(frame.REQUEST.size))
+        head = wire.receive(frame.REQUEST.size)
+        kind, cells, remaining_s, read = frame.unpack_request(head)
         wire.until(Deadline.after(self._clock, remaining_s))
         if kind is Kind.READ:
-            self._send_cells(wire, frame.unpack_asked(wire.receive(cells * frame.ASKED.size)))
+            asked = frame.unpack_asked(wire.receive(cells * frame.ASKED.size))
+            self._send_cells(wire, asked, self._number_of(read))
         else:
             self._receive_cells(wire, [_receive_offer(wire) for _ in range(cells)])
 
-    def _send_cells(self, wire: Wire, asked: list[Asked]) -> None:
+    def _number_of(self, read: int) -> int:
+        """The number of a client's read, of which other connections may have brought requests."""
+        with self._numbering:
+            number = self._numbers.pop(read, None) or self._node.begin_read()
+            self._numbers[read] = number
+            if len(self._numbers) > READS_MAX:
+                self._numbers.pop(next(iter(self._numbers)))
+            return number
+
+    def _send_cells(self, wire: Wire, asked: list[Asked], read: int) -> None:
         answers, payloads = [], []
         found = self._node.find(*names_of(asked), self._clock.wall_ms())
+        self._node.note_uses(found, found.held, read)
         for row, one in enumerate(asked):
             slot = self._node.found_bytes(found, row, one.length)
             header_bytes = packed_bytes_of(one.leaves)

@@ -8,7 +8,8 @@ Opening, once for each connection:
 
 Then requests, one after the other, each with 1 to 512 cells:
 
-    client  REQUEST    kind u16 (1 read, 2 write), cells u16, milliseconds left u32
+    client  REQUEST    kind u16 (1 read, 2 write), cells u16, milliseconds left u32, and which read
+                       of the client's it is part of u32, by any number (0 for a write)
     read:
     client  ASKED      per cell: key 32, payload bytes u32, cell u16, leaves u16
     server  ANSWER     per cell: status u16 (1 found, 2 gone), header digest u64, and the packed
@@ -49,7 +50,7 @@ PROOF_BYTES = 32
 MAGIC = b"SMVB"
 
 GREETING = struct.Struct(f"<4sHH{CHALLENGE_BYTES}s")
-REQUEST = struct.Struct("<HHI")
+REQUEST = struct.Struct("<HHII")
 ASKED = struct.Struct("<32sIHH")
 ANSWER = struct.Struct("<HQ")
 OFFERED = struct.Struct("<32sQQIIHH")
@@ -111,9 +112,9 @@ def proof(token: bytes, challenge: bytes) -> bytes:
     return blake3(challenge, key=blake3(token).digest()).digest()
 
 
-def pack_read(cells: Sequence[CellRead], deadline: Deadline) -> bytes:
+def pack_read(cells: Sequence[CellRead], deadline: Deadline, read: int) -> bytes:
     """A read request."""
-    head = REQUEST.pack(Kind.READ, len(cells), _remaining_ms(deadline))
+    head = REQUEST.pack(Kind.READ, len(cells), _remaining_ms(deadline), read)
     return head + b"".join(
         ASKED.pack(cell.key, cell.length, cell.cell, len(cell.leaves)) for cell in cells
     )
@@ -121,7 +122,7 @@ def pack_read(cells: Sequence[CellRead], deadline: Deadline) -> bytes:
 
 def pack_write(cells: Sequence[CellWrite], deadline: Deadline) -> bytes:
     """A write request, without the payloads."""
-    parts = [REQUEST.pack(Kind.WRITE, len(cells), _remaining_ms(deadline))]
+    parts = [REQUEST.pack(Kind.WRITE, len(cells), _remaining_ms(deadline), 0)]
     for c in cells:
         sizes = c.leaves.sizes.tolist()
         parts.append(
@@ -131,12 +132,12 @@ def pack_write(cells: Sequence[CellWrite], deadline: Deadline) -> bytes:
     return b"".join(parts)
 
 
-def unpack_request(head: bytes) -> tuple[Kind, int, float]:
-    """Kind, number of cells and seconds left; raises ``BadFrame``."""
-    kind, cells, remaining_ms = REQUEST.unpack(head)
+def unpack_request(head: bytes) -> tuple[Kind, int, float, int]:
+    """Kind, number of cells, seconds left, and which read; raises ``BadFrame``."""
+    kind, cells, remaining_ms, read = REQUEST.unpack(head)
     if kind not in (Kind.READ, Kind.WRITE) or not 1 <= cells <= CELLS_PER_REQUEST_MAX:
         raise BadFrame(f"a request of kind {kind} for {cells} cells")
-    return Kind(kind), cells, min(remaining_ms, REMAINING_MS_MAX) / 1000
+    return Kind(kind), cells, min(remaining_ms, REMAINING_MS_MAX) / 1000, read
 
 
 def unpack_asked(packed: bytes) -> list[Asked]:

@@ -57,9 +57,10 @@ class LocalTransport:
 
     def read(self, cells: Sequence[CellRead], deadline: Deadline) -> list[ReadOutcome]:
         outcomes = [ReadOutcome.FAILED] * len(cells)
+        number = self._node.begin_read()
         for part in runs([cell.length for cell in cells], PREPARED_BYTES):
             if not deadline.passed():
-                outcomes[part] = self._read(cells[part], deadline)
+                outcomes[part] = self._read(cells[part], deadline, number)
         return outcomes
 
     def write(self, cells: Sequence[CellWrite], deadline: Deadline) -> list[Written]:
@@ -72,7 +73,9 @@ class LocalTransport:
     def close(self) -> None:
         """Nothing to do: the mapping goes with the last view of it."""
 
-    def _read(self, cells: Sequence[CellRead], deadline: Deadline) -> list[ReadOutcome]:
+    def _read(
+        self, cells: Sequence[CellRead], deadline: Deadline, number: int
+    ) -> list[ReadOutcome]:
         outcomes = [ReadOutcome.GONE] * len(cells)
         headers: dict[int, Header] = {}
         parcels = []
@@ -97,6 +100,7 @@ class LocalTransport:
         # What was freed meanwhile is gone, whether or not its bytes were still whole.
         again = self._node.find(*names, deadline.clock.wall_ms())
         is_same = again.held & (again.generations == found.generations)
+        self._node.note_uses(found, is_same, number)
         for index in np.flatnonzero(~is_same).tolist():
             outcomes[index] = ReadOutcome.GONE
         return outcomes

@@ -1,4 +1,4 @@
-"""A node's folder as its engines and its byte-moving child see it: arena and table, mapped.
+"""A node's folder as its engines and its byte-moving child see it: arena, table and uses, mapped.
 
 Finds cells by their names, and the bytes of a slot for a descriptor that is still good. Does not
 cover: copying and verifying (``local``, ``bulk``).
@@ -8,28 +8,33 @@ import threading
 from pathlib import Path
 from typing import Self
 
+import numpy as np
+import numpy.typing as npt
+
 from kvstore.arena import Arena
 from kvstore.block import HEADER_BYTES
 from kvstore.fs import FileSystem, Mapped
 from kvstore.key import Keys
 from kvstore.table import Cells, Found, KeyTable, SlotState
+from kvstore.uses import Uses
 
 POPULATE_BYTES = 64 << 20
 """At a time: the process's other page faults wait for no more than this."""
 
 
 class MappedNode:
-    """Both files of a node's folder. The table is only read."""
+    """The files of a node's folder. The table is only read."""
 
-    def __init__(self, arena: Arena, table: KeyTable) -> None:
+    def __init__(self, arena: Arena, table: KeyTable, uses: Uses) -> None:
         self._arena = arena
         self._table = table
+        self._uses = uses
 
     @classmethod
     def map(cls, fs: FileSystem, folder: Path) -> Self:
         """Map a folder that its node has made; raises ``StateError`` if there is none."""
         table = KeyTable.map(fs, folder)
-        return cls(Arena.map(fs, folder), table)
+        return cls(Arena.map(fs, folder), table, Uses.map(fs, folder))
 
     def populate(self) -> None:
         """Fault all memory that is in use into this process, so that no transfer pays for it.
@@ -50,6 +55,14 @@ class MappedNode:
     def find(self, keys: Keys, cells: Cells, wall_ms: int) -> Found:
         """Descriptors of the cells that are there: whole, visible, not past their expiry."""
         return self._table.find_living(keys, cells, wall_ms)
+
+    def begin_read(self) -> int:
+        """The number under which a read notes what it uses."""
+        return self._uses.begin()
+
+    def note_uses(self, found: Found, rows: npt.NDArray[np.bool_], read: int) -> None:
+        """Those of the cells that were found are being read, or were."""
+        self._uses.note(found.slots[rows], read)
 
     def found_bytes(self, found: Found, row: int, length: int) -> Mapped | None:
         """Header page and payload of a cell that was found; ``None`` if it is not so long.

@@ -11,6 +11,7 @@ Does not cover: the format (``frame``), leases, which node to ask.
 """
 
 import logging
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -62,10 +63,11 @@ class TcpTransport:
 
     def read(self, cells: Sequence[CellRead], deadline: Deadline) -> list[ReadOutcome]:
         outcomes = [ReadOutcome.FAILED] * len(cells)
+        read = int.from_bytes(os.urandom(4), "little")
 
         def read_some(wire: Wire, indexes: Sequence[int]) -> None:
             asked = [cells[index] for index in indexes]
-            wire.send(frame.pack_read(asked, deadline))
+            wire.send(frame.pack_read(asked, deadline, read))
             # For the usual answer, while the node looks: everything comes.
             places = _places(asked)
             coming = _receive_headers(wire, cells, indexes, outcomes)

@@ -42,13 +42,14 @@ class SimBulk:
 
     def read(self, cells: Sequence[CellRead], deadline: Deadline) -> list[ReadOutcome]:
         outcomes = [ReadOutcome.FAILED] * len(cells)
+        numbers: list[int] = []
         for index, cell in enumerate(cells):
             remaining_s = deadline.remaining_s()
             if not remaining_s:
                 break
 
             async def send(endpoint: Endpoint, cell: CellRead = cell) -> Sent:
-                return await _send_cell(self._network, endpoint, cell)
+                return await _send_cell(self._network, endpoint, cell, numbers)
 
             answer = self._network.call(self._process, self._address, send)
             if not current(self._network.scheduler).wait(answer, remaining_s):
@@ -115,10 +116,15 @@ class SimBulk:
         return ReadOutcome.VERIFIED if seen == header.leaf_digests else ReadOutcome.CORRUPT
 
 
-async def _send_cell(network: Network, endpoint: Endpoint, cell: CellRead) -> Sent:
+async def _send_cell(
+    network: Network, endpoint: Endpoint, cell: CellRead, numbers: list[int]
+) -> Sent:
+    """``numbers`` has the read's, once a cell of it was asked for."""
     node: WatchedNode = endpoint.services["bulk"]
+    numbers += [] if numbers else [node.begin_read()]
     keys, cells = names_of([cell])
     found = node.find(keys, cells, endpoint.services["clock"].wall_ms())
+    node.note_uses(found, found.held, numbers[0])
     slot = node.found_bytes(found, 0, cell.length)
     if slot is None:
         return None

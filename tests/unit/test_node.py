@@ -363,6 +363,36 @@ def test_leases_end_with_their_session(world: World) -> None:
     world.tier.evict(int(world.tier.held_slots()[0]))
 
 
+def test_what_was_read_without_a_word_stays_when_something_has_to_go(world: World) -> None:
+    session = world.node.open_session()
+    for number in range(PAGES // 2):
+        assert world.put(session, [new_cell(number)]) == [Outcome.STORED]
+    found = world.tier.find(keys(0, 1), cells_of(0, 0))
+    world.tier.uses.note(found.slots, world.tier.uses.begin())
+    for number in range(100, 104):
+        assert world.put(session, [new_cell(number)]) == [Outcome.STORED]
+    assert [world.node.lookup(keys(n), 1) for n in range(8)] == [1, 1, 0, 0, 0, 0, 1, 1]
+
+
+def test_a_note_slides_what_expires_and_means_nothing_for_a_slot_that_is_free(
+    world: World,
+) -> None:
+    session = world.node.open_session()
+    assert (
+        world.put(session, [new_cell(1, ttl_s=10), new_cell(2, ttl_s=10)]) == [Outcome.STORED] * 2
+    )
+    slots = world.tier.find(keys(1, 2), cells_of(0, 0)).slots
+    world.tier.evict(int(slots[1]))
+    world.clock.advance(8)
+    world.node.beat(session)
+    world.tier.uses.note(slots, world.tier.uses.begin())
+    world.node.tick()
+    world.clock.advance(8)
+    assert world.tier.find(keys(1, 2), cells_of(0, 0)).held.tolist() == [True, False]
+    world.clock.advance(3)
+    assert world.tier.find(keys(1), cells_of(0)).held.tolist() == [False]
+
+
 def test_looking_up_neither_pins_nor_touches(world: World) -> None:
     session = world.node.open_session()
     world.put(session, [new_cell(0)])

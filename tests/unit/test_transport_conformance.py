@@ -110,6 +110,29 @@ def test_a_leaf_of_more_heads_than_one_system_call_takes(
     assert same(views, leaves)
 
 
+def test_a_read_is_noted_as_a_use(world: World, transport: Transport) -> None:
+    reads = [world.stored(world.leaves()) for _ in range(3)]
+    world.tier.evict(reads[1].slot)
+    transport.read(reads, soon())
+    (slots,) = world.tier.uses.take()
+    assert slots.tolist() == sorted([reads[0].slot, reads[2].slot])
+    transport.read(reads[1:2], soon())
+    assert world.tier.uses.take() == []
+
+
+def test_what_one_read_uses_is_one_use_and_what_the_next_does_a_later_one(
+    world: World, transport: Transport
+) -> None:
+    shapes = ((4, 16, 2048),) * 10
+    reads = [world.stored(world.leaves(shapes)) for _ in range(4)]
+    for _ in range(2):
+        transport.read(reads, soon())
+        transport.read(reads[:1], soon())
+        transport.read(reads[1:2], soon())
+        later = [read.slot for read in reads[2:]], [reads[0].slot], [reads[1].slot]
+        assert [slots.tolist() for slots in world.tier.uses.take()] == [*later]
+
+
 def test_many_cells_keep_their_order(world: World, transport: Transport) -> None:
     shapes = ((1, 16, 2),)
     content = [world.leaves(shapes) for _ in range(CELLS_PER_REQUEST_MAX + 88)]

@@ -228,31 +228,31 @@ GOOD_OFFER = frame.OFFERED.pack(bytes(32), 1, 0, 0, 10, 0, 1)
 @pytest.mark.parametrize(
     "nonsense",
     [
-        pytest.param(struct.pack("<HHI", 3, 1, 1000), id="kind"),
-        pytest.param(struct.pack("<HHI", 1, 0, 1000), id="no cells"),
-        pytest.param(struct.pack("<HHI", 1, 513, 1000), id="too many cells"),
+        pytest.param(frame.REQUEST.pack(3, 1, 1000, 0), id="kind"),
+        pytest.param(frame.REQUEST.pack(1, 0, 1000, 0), id="no cells"),
+        pytest.param(frame.REQUEST.pack(1, 513, 1000, 0), id="too many cells"),
         pytest.param(
-            struct.pack("<HHI", 1, 1, 1000) + frame.ASKED.pack(bytes(32), 1, 64, 1),
+            frame.REQUEST.pack(1, 1, 1000, 0) + frame.ASKED.pack(bytes(32), 1, 64, 1),
             id="cell outside of any grid",
         ),
         pytest.param(
-            struct.pack("<HHI", 1, 1, 1000) + frame.ASKED.pack(bytes(32), 2**31, 0, 1),
+            frame.REQUEST.pack(1, 1, 1000, 0) + frame.ASKED.pack(bytes(32), 2**31, 0, 1),
             id="a cell too large",
         ),
         pytest.param(
-            struct.pack("<HHI", 1, 1, 1000) + frame.ASKED.pack(bytes(32), 1, 0, 481),
+            frame.REQUEST.pack(1, 1, 1000, 0) + frame.ASKED.pack(bytes(32), 1, 0, 481),
             id="a read of too many leaves",
         ),
         pytest.param(
-            struct.pack("<HHI", 2, 1, 1000) + frame.OFFERED.pack(bytes(32), 1, 0, 0, 10, 0, 0),
+            frame.REQUEST.pack(2, 1, 1000, 0) + frame.OFFERED.pack(bytes(32), 1, 0, 0, 10, 0, 0),
             id="no leaves",
         ),
         pytest.param(
-            struct.pack("<HHI", 2, 1, 1000) + frame.OFFERED.pack(bytes(32), 1, 0, 0, 10, 0, 481),
+            frame.REQUEST.pack(2, 1, 1000, 0) + frame.OFFERED.pack(bytes(32), 1, 0, 0, 10, 0, 481),
             id="too many leaves",
         ),
         pytest.param(
-            struct.pack("<HHI", 2, 1, 1000) + GOOD_OFFER + struct.pack("<I", 11),
+            frame.REQUEST.pack(2, 1, 1000, 0) + GOOD_OFFER + struct.pack("<I", 11),
             id="leaves that do not add up",
         ),
         pytest.param(b"GET / HTTP/1.1\r\nHost: samovar\r\n\r\n", id="http"),

@@ -24,7 +24,6 @@ from kvstore import child
 from kvstore.arena import Arena
 from kvstore.errors import StateError
 from kvstore.fs import LinuxFileSystem
-from kvstore.table import KeyTable
 from kvstore.tiers.nvme.disk import LinuxDisk
 from kvstore.tiers.nvme.drive import GROUPED, STAGES, Drive, Stage
 from kvstore.tiers.nvme.folder import CATALOG_FOLDER, CatalogFolder
@@ -167,7 +166,7 @@ def _opening(recovered: Recovered) -> Opening:
 def _arena(folder: Path) -> Arena:
     fs = LinuxFileSystem()
     arena = Arena.map(fs, folder)
-    MappedNode(arena, KeyTable.map(fs, folder)).populate_in_background()
+    MappedNode.map(fs, folder).populate_in_background()
     return arena
 
 
