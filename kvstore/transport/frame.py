@@ -25,9 +25,8 @@ Then requests, one after the other, each with 1 to 512 cells:
 
 A header is sent as it lies in the arena, beside the digest that the key table has of it: the
 client compares. It comes behind a payload that is written, because its digests are taken on the
-way. What
-breaks a limit, or makes no sense, ends the connection. Digests guard every payload; the port
-offers no secrecy: what may listen to the network may read it.
+way. What breaks a limit, or makes no sense, ends the connection. Digests guard every payload; the
+port offers no secrecy: what may listen to the network may read it.
 """
 
 import struct
@@ -115,9 +114,7 @@ def proof(token: bytes, challenge: bytes) -> bytes:
 def pack_read(cells: Sequence[CellRead], deadline: Deadline, read: int) -> bytes:
     """A read request."""
     head = REQUEST.pack(Kind.READ, len(cells), _remaining_ms(deadline), read)
-    return head + b"".join(
-        ASKED.pack(cell.key, cell.length, cell.cell, len(cell.leaves)) for cell in cells
-    )
+    return head + b"".join(ASKED.pack(c.key, c.length, c.cell, len(c.leaves)) for c in cells)
 
 
 def pack_write(cells: Sequence[CellWrite], deadline: Deadline) -> bytes:

@@ -24,6 +24,7 @@ from kvstore import child
 from kvstore.arena import Arena
 from kvstore.errors import StateError
 from kvstore.fs import LinuxFileSystem
+from kvstore.table import KeyTable
 from kvstore.tiers.nvme.disk import LinuxDisk
 from kvstore.tiers.nvme.drive import GROUPED, STAGES, Drive, Stage
 from kvstore.tiers.nvme.folder import CATALOG_FOLDER, CatalogFolder
@@ -40,6 +41,7 @@ from kvstore.tiers.nvme.requests import (
 )
 from kvstore.tiers.nvme.slab import SLAB_FILE
 from kvstore.transport.mapped import MappedNode
+from kvstore.uses import Uses
 
 THREADS = {Stage.READ: 4, Stage.WRITE: 4, Stage.COMMIT: 1, Stage.WIPE: 2, Stage.SYNC: 1}
 GROUP_MAX = 256
@@ -166,7 +168,7 @@ def _opening(recovered: Recovered) -> Opening:
 def _arena(folder: Path) -> Arena:
     fs = LinuxFileSystem()
     arena = Arena.map(fs, folder)
-    MappedNode.map(fs, folder).populate_in_background()
+    MappedNode(arena, KeyTable.map(fs, folder), Uses.map(fs, folder)).populate_in_background()
     return arena
 
 
