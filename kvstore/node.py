@@ -313,7 +313,7 @@ class Node:
         return self.life.snapshot()
 
     def _take_uses(self) -> None:
-        """Touch what was read without a word, before anything is evicted: one use for each read."""
+        """Touch what was read without a word, as one use for each read."""
         records = self.tier.table.slots
         for noted in self.tier.uses.take():
             slots = noted[records["state"][noted] == SlotState.COMMITTED]

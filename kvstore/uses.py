@@ -1,8 +1,8 @@
 """Uses: which cells of an arena were read, and in which order, as their readers note.
 
     a reader's process, or the one that sends        the node
-    word of the slot := number of the read,    ───>  taken before anything is evicted, and with
-    then a flag := 1                                 every tick: those of one read together
+    word of the slot := number of the read,    ───>  taken as a put or an Acquire begins, which may
+    then a flag := 1                                 evict, and with every tick: read by read
 
 A word for each slot, in a file of its own beside the table, which readers only read. So a read that
 asks nobody counts as a use all the same, and costs no call. Reads are numbered by a counter, which
