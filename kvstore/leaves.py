@@ -3,7 +3,7 @@
     scattering   payload ──copy──> leaves, the copy hashed           (a read from an arena)
     gathering    leaves ──copy──> payload, the copy hashed           (a write into an arena)
     digests      leaves, hashed where they lie                       (before a socket)
-    receive      socket ──> leaves, hashed in the leaves             (behind a socket)
+    receive      socket ──> leaves, hashed on the way                (behind a socket)
 
 One call does the leaves of many cells. The native implementation (``native/leaves.c``) gives up the
 interpreter lock for all of it, so that threads really work side by side. It is compiled where the
@@ -35,7 +35,7 @@ FOLDER = Path(__file__).parent
 LIBRARY = "libleaves.so"
 FAR_BYTES = 8 << 20
 """So much does not stay in a processor's own caches until somebody reads it."""
-_VERSION = 3
+_VERSION = 4
 """``LEAF_VERSION`` of the library that this module can call."""
 _PACKED, _SEED, _ROW_WORDS = PLACE_WORDS, PLACE_WORDS + 1, PLACE_WORDS + 2
 """A ``leaf`` of the library is a place, where it is packed, and its seed: 64-bit words."""
@@ -48,7 +48,7 @@ _DIGEST_ARGUMENTS = (ctypes.c_void_p, ctypes.c_uint64, ctypes.c_void_p)
 _MOVE_ARGUMENTS = (*_DIGEST_ARGUMENTS, ctypes.c_int)
 _RECEIVE_ARGUMENTS = (
     ctypes.c_int, ctypes.c_int64, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_void_p,
-    ctypes.c_void_p,
+    ctypes.c_void_p, ctypes.c_int,
 )  # fmt: skip
 
 Digests = tuple[int, ...]
@@ -142,7 +142,7 @@ class Mover(Protocol):
         ...
 
     def receive(self, source: Source, leaves: Leaves, seeds: Seeds) -> Arrived:
-        """Fill leaves from a socket, one after the other; the digests of what they hold then."""
+        """Fill leaves from a socket, one after the other; the digests of what came."""
         ...
 
 
@@ -170,7 +170,7 @@ class NativeMoving:
         self._alive = parcels
         self._rows = _moves(parcels)
         self.sizes = _sizes(self._rows)
-        self._is_far = int(self.sizes.sum()) >= FAR_BYTES
+        self._is_far = _is_far(self._rows)
         self.digests = np.zeros(len(self._rows), np.uint64)
         self._rows_at, self._digests_at = self._rows.ctypes.data, self.digests.ctypes.data
 
@@ -249,7 +249,7 @@ class NativeMover:
         time_ns = int(min(source.remaining_s(), _TIME_MAX_S) * 1e9)
         error = self._receive(
             source.fileno(), time_ns, rows.ctypes.data, len(found), found.ctypes.data,
-            ctypes.byref(done),
+            ctypes.byref(done), _is_far(rows),
         )  # fmt: skip
         fault = OSError(error, os.strerror(error)) if error else None
         return Arrived(tuple(found[: done.value].tolist()), fault)
@@ -276,7 +276,7 @@ def digests(leaves: Leaves, seeds: Seeds) -> Digests:
 
 
 def receive(source: Source, leaves: Leaves, seeds: Seeds) -> Arrived:
-    """Fill leaves from a socket, one after the other; the digests of what they hold then."""
+    """Fill leaves from a socket, one after the other; the digests of what came."""
     return _mover.receive(source, leaves, seeds)
 
 
@@ -306,6 +306,10 @@ def _moves(parcels: Sequence[Parcel]) -> Words:
 def _sizes(rows: Words) -> Words:
     sizes: Words = rows[:, HEADS] * rows[:, HEAD_BYTES]
     return sizes
+
+
+def _is_far(rows: Words) -> bool:
+    return int(_sizes(rows).sum()) >= FAR_BYTES
 
 
 def _rows(leaves: Sequence[Leaves], seeds: Sequence[Seeds]) -> Words:

@@ -4,7 +4,7 @@
  *   gather    leaf ──copy──> packed ──hash what is packed──> ...         (put)
  *     far     source ──copy──> buffer ──hash the buffer──> target ──> a little more ...
  *   digest    hash the leaf where it lies                                (put over sockets)
- *   receive   socket ──> some leaves ──hash what came──> next leaves ... (get over sockets)
+ *   receive   socket ──> buffer ──hash the buffer──> leaves ──> more ... (get over sockets)
  *
  * A leaf is `heads` stretches of `head_bytes`, `head_stride` apart; packed they lie one behind the
  * other. Its digest is XXH3-64 over the heads in order, seeded. What is hashed is always the copy,
@@ -13,6 +13,7 @@
  *
  * A far copy is one that no cache can keep until somebody reads it. It goes straight to memory,
  * which need not be read first to be overwritten then: that is a third of what there is to move.
+ * For the same reason the kernel fills a buffer, and not the leaves, with what comes from a socket.
  *
  * kvstore/leaves.py is the only caller: it checks every bound, and has a twin of each function.
  * native/compile.py compiles this file once for every processor, and on x86-64 again with AVX2 and
@@ -24,10 +25,10 @@
 
 #include <errno.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/time.h>
-#include <sys/uio.h>
 #include <time.h>
 
 #if defined(__SSE2__)
@@ -38,9 +39,9 @@
 #include "xxhash.h"
 
 /* Raised whenever a signature, a structure or a meaning here changes. */
-#define LEAF_VERSION 3
+#define LEAF_VERSION 4
 
-/* A piece that is copied or received, and then hashed, must still be in the cache of one core. */
+/* A piece that is copied, and then hashed, must still be in the cache of one core. */
 #define PIECE_BYTES ((uint64_t)(64 << 10))
 
 /* Of a far copy: so little at a time that the processor reads the next lot from memory while it
@@ -50,7 +51,8 @@ enum { BUFFER_BYTES = 2 << 10, AHEAD_BYTES = 4 << 10, LINE_BYTES = 64 };
 /* How late a call may notice that its time is over. */
 #define REARM_NS ((int64_t)50000000)
 
-enum { SEGMENTS_MAX = 256 };
+/* What is received at a time: much, for what a system call costs, and still in that cache. */
+#define RECEIVED_BYTES ((uint64_t)(256 << 10))
 
 /* A receiver sleeps until so much has come. One that is woken by every packet takes the processor
  * away from a sender on the same machine, who then has the next one to send, and so on. */
@@ -89,7 +91,7 @@ static void put_down(uint8_t *target, const uint8_t *buffer, uint64_t size) {
     if ((uintptr_t)target % sizeof(__m128i) == 0)
         for (; at + sizeof(__m128i) <= size; at += sizeof(__m128i))
             _mm_stream_si128((__m128i *)(target + at),
-                             _mm_load_si128((const __m128i *)(buffer + at)));
+                             _mm_loadu_si128((const __m128i *)(buffer + at)));
 #endif
     memcpy(target + at, buffer + at, size - at);
 }
@@ -102,6 +104,13 @@ static const uint8_t *ahead(const leaf *one, uint64_t head, uint64_t at) {
         head++;
     }
     return one->start + (int64_t)head * one->head_stride + at;
+}
+
+/* What went past the caches is there before anybody says so. */
+static void await_stores(void) {
+#if defined(__SSE2__)
+    _mm_sfence();
+#endif
 }
 
 static uint64_t move(const leaf *one, enum direction direction, int is_far) {
@@ -136,9 +145,7 @@ static void move_all(const leaf *leaves, uint64_t count, uint64_t *digests,
                      enum direction direction, int is_far) {
     for (uint64_t i = 0; i < count; i++)
         digests[i] = move(&leaves[i], direction, is_far);
-#if defined(__SSE2__)
-    _mm_sfence(); /* what went past the caches is there before anybody says so */
-#endif
+    await_stores();
 }
 
 /* Asked in the library for every processor. */
@@ -188,6 +195,8 @@ typedef struct {
     const leaf *leaves;
     uint64_t count;
     uint64_t *digests;
+    int is_far;
+    uint64_t coming;
     uint64_t done;
     uint64_t head;
     uint64_t at;
@@ -207,35 +216,23 @@ static void settle(arrival *here) {
     }
 }
 
-/* The next places to fill: a piece, unless it lies in too many. */
-static size_t segments(const arrival *here, struct iovec *places) {
-    size_t found = 0;
-    uint64_t wanted = PIECE_BYTES, head = here->head, at = here->at;
-    for (uint64_t i = here->done; i < here->count; i++) {
-        const leaf *one = &here->leaves[i];
-        for (; head < one->heads; head++) {
-            uint64_t left = one->head_bytes - at;
-            uint64_t size = left < wanted ? left : wanted;
-            if (found == SEGMENTS_MAX || !wanted)
-                return found;
-            places[found].iov_base = one->start + (int64_t)head * one->head_stride + at;
-            places[found++].iov_len = size;
-            wanted -= size;
-            at = 0;
-        }
-        head = 0;
-    }
-    return found;
-}
-
-static void hash_arrived(arrival *here, uint64_t size_bytes) {
+/* Out of the buffer into the leaves, so little at a time that it is read from memory once. */
+static void unload(arrival *here, const uint8_t *buffer, uint64_t size_bytes) {
     while (size_bytes) {
         const leaf *one = &here->leaves[here->done];
         uint64_t left = one->head_bytes - here->at;
         uint64_t size = left < size_bytes ? left : size_bytes;
-        const uint8_t *start = one->start + (int64_t)here->head * one->head_stride + here->at;
-        XXH3_64bits_update(&here->state, start, size);
+        if (size > BUFFER_BYTES)
+            size = BUFFER_BYTES;
+        uint8_t *target = one->start + (int64_t)here->head * one->head_stride + here->at;
+        XXH3_64bits_update(&here->state, buffer, size);
+        if (here->is_far)
+            put_down(target, buffer, size);
+        else
+            memcpy(target, buffer, size);
+        buffer += size;
         size_bytes -= size;
+        here->coming -= size;
         here->at += size;
         if (here->at == one->head_bytes) {
             here->head++;
@@ -266,7 +263,7 @@ static int arm(int socket, int64_t end_ns, int64_t *armed_ns) {
 
 /* Lets the kernel wake us late while `coming` is far more than a piece, else at the first byte. */
 static void sleep_well(int socket, uint64_t coming, int *wake_bytes) {
-    int wanted = coming >= WAKE_BYTES + PIECE_BYTES ? WAKE_BYTES : 1;
+    int wanted = coming >= WAKE_BYTES + RECEIVED_BYTES ? WAKE_BYTES : 1;
     if (wanted == *wake_bytes)
         return;
     *wake_bytes = wanted;
@@ -274,14 +271,12 @@ static void sleep_well(int socket, uint64_t coming, int *wake_bytes) {
     setsockopt(socket, SOL_SOCKET, SO_RCVLOWAT, &wanted, sizeof wanted);
 }
 
-static int receive_piece(int socket, arrival *here, uint64_t *coming) {
-    struct iovec places[SEGMENTS_MAX];
-    struct msghdr message = {.msg_iov = places, .msg_iovlen = segments(here, places)};
-    ssize_t came = recvmsg(socket, &message, MSG_WAITALL);
-    if (came > 0) {
-        hash_arrived(here, (uint64_t)came);
-        *coming -= (uint64_t)came;
-    } else if (came == 0)
+static int receive_some(int socket, arrival *here, uint8_t *buffer) {
+    uint64_t size = here->coming < RECEIVED_BYTES ? here->coming : RECEIVED_BYTES;
+    ssize_t came = recv(socket, buffer, size, MSG_WAITALL);
+    if (came > 0)
+        unload(here, buffer, (uint64_t)came);
+    else if (came == 0)
         return ECONNRESET;
     else if (errno == EAGAIN || errno == EWOULDBLOCK)
         return ETIMEDOUT;
@@ -294,22 +289,24 @@ static int receive_piece(int socket, arrival *here, uint64_t *coming) {
  * ETIMEDOUT for the time, ECONNRESET for a peer that closed. Either way `done` leaves have come
  * whole and have their digests. Of leaves that have all come, the socket wakes at the first byte. */
 int leaf_receive(int socket, int64_t time_ns, const leaf *leaves, uint64_t count,
-                 uint64_t *digests, uint64_t *done) {
-    arrival here = {.leaves = leaves, .count = count, .digests = digests};
+                 uint64_t *digests, uint64_t *done, int is_far) {
+    arrival here = {.leaves = leaves, .count = count, .digests = digests, .is_far = is_far};
     int64_t start_ns = monotonic_ns(), armed_ns = start_ns - REARM_NS;
-    uint64_t coming = 0;
-    int fault = 0, wake_bytes = 1;
+    uint8_t *buffer = aligned_alloc(LINE_BYTES, RECEIVED_BYTES);
+    int fault = buffer ? 0 : ENOMEM, wake_bytes = 1;
     for (uint64_t i = 0; i < count; i++)
-        coming += leaves[i].heads * leaves[i].head_bytes;
+        here.coming += leaves[i].heads * leaves[i].head_bytes;
     if (count)
         begin(&here.state, leaves[0].seed);
     settle(&here);
     while (!fault && here.done < count) {
-        sleep_well(socket, coming, &wake_bytes);
+        sleep_well(socket, here.coming, &wake_bytes);
         fault = arm(socket, start_ns + time_ns, &armed_ns);
         if (!fault)
-            fault = receive_piece(socket, &here, &coming);
+            fault = receive_some(socket, &here, buffer);
     }
+    await_stores();
+    free(buffer);
     *done = here.done;
     return fault;
 }

@@ -132,6 +132,7 @@ class BulkServer:
 
     def _receive_cells(self, wire: Wire, offers: list[Offered]) -> None:
         good = [self._reserved(offer) is not None for offer in offers]
+        wire.make_room()
         wire.send(b"".join(frame.STATUS.pack(Status.GOOD if g else Status.GONE) for g in good))
         for offer, wanted in zip(offers, good, strict=True):
             if wanted:

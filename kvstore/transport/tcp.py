@@ -67,6 +67,7 @@ class TcpTransport:
 
         def read_some(wire: Wire, indexes: Sequence[int]) -> None:
             asked = [cells[index] for index in indexes]
+            wire.make_room()
             wire.send(frame.pack_read(asked, deadline, read))
             # For the usual answer, while the node looks: everything comes.
             places = _places(asked)

@@ -10,7 +10,7 @@ deadline); afterwards the connection is only good for closing. Leaves are receiv
 import socket
 import struct
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from kvstore.block import Leaf, Seeds
 from kvstore.clock import Deadline
@@ -19,7 +19,11 @@ from kvstore.leaves import Arrived, receive
 
 CONNECT_S = 0.25
 """A machine that is gone refuses nothing: a read must not wait for it until its own deadline."""
-SEND_BUFFER_BYTES = 1 << 20
+SEND_BUFFER_BYTES = 1 << 19
+"""Between two hosts, what may be under way; on one host it should still be in a cache."""
+ROOM_BYTES = 16 << 20
+"""What may wait in the kernel until it is received; on systems with smaller limits, half of what
+``net.ipv4.tcp_rmem`` allows."""
 HOT_BYTES = 1 << 19
 """What is hashed at a time and sent then: enough for one system call to be worth its price, and
 still in the cache."""
@@ -41,9 +45,9 @@ class Wire:
         self._socket = connected
         self._deadline: Deadline | None = None
         self._armed_s = 0.0
+        self._has_room = False
         connected.settimeout(None)
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        # The receiving side is left to the kernel, which measures better there than any fixed size.
         connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         # A peer that vanished without a word must not hold its connection forever.
         connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -64,6 +68,21 @@ class Wire:
         """Let everything from now on end at ``deadline``."""
         self._deadline = deadline
         self._armed_s = float("-inf")
+
+    def make_room(self) -> None:
+        """Let the peer send far ahead of what is received; to be called before it is asked to.
+
+        By itself the kernel makes room as it sees that much is received, and may be content with
+        little: then either side waits for the other, over and over.
+        """
+        if self._has_room:
+            return
+        self._has_room = True
+        # A set size would be kept to, and seldom may be as large. Who wants to be woken late is
+        # given room for as much, and keeps that.
+        with suppress(OSError):
+            for wake_bytes in (ROOM_BYTES, 1):
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, wake_bytes)
 
     def send(self, *parts: bytes | memoryview) -> None:
         """Send all of ``parts``, each of them bytes, in order."""

@@ -5,7 +5,7 @@ import os
 import shlex
 import shutil
 import socket
-import struct
+import sys
 import termios
 import threading
 import time
@@ -190,9 +190,13 @@ SEVERAL = st.lists(placed(), min_size=3, max_size=6)
 
 @EACH_MOVER
 @EXAMPLES
-@given(cell=st.lists(placed(), max_size=6), piece_bytes=st.integers(1000, 300_000))
+@given(
+    cell=st.lists(placed(), max_size=6),
+    piece_bytes=st.integers(1000, 300_000),
+    far_bytes=FAR_BYTES,
+)
 def test_leaves_are_received_and_hashed_where_they_went(
-    mover: Mover, cell: Cell, piece_bytes: int
+    mover: Mover, cell: Cell, piece_bytes: int, far_bytes: int
 ) -> None:
     stream = payload_of(cell)
 
@@ -201,7 +205,8 @@ def test_leaves_are_received_and_hashed_where_they_went(
             sender.sendall(stream[start : start + piece_bytes])
         sender.sendall(b"more")
 
-    with joined() as (sender, wire):
+    far = mock.patch.object(leaves, "FAR_BYTES", far_bytes)
+    with far, joined() as (sender, wire):
         sending = threading.Thread(target=send, args=(sender,))
         sending.start()
         assert received(mover, wire, cell) == Arrived(digests_of(cell), None)
@@ -213,20 +218,49 @@ def test_leaves_are_received_and_hashed_where_they_went(
 LARGE_HEADS, LARGE_HEAD_BYTES = 3, 700_001
 
 
-def large(number: int) -> Placed:
+def large(number: int, heads: int = LARGE_HEADS, head_bytes: int = LARGE_HEAD_BYTES) -> Placed:
     """A leaf of some megabytes: several pieces for every head."""
-    empty = np.full((LARGE_HEADS, 1, LARGE_HEAD_BYTES), EMPTY, np.uint8)
+    empty = np.full((heads, 1, head_bytes), EMPTY, np.uint8)
     return Placed(empty, empty, np.random.default_rng(number).bytes(empty.size), number)
 
 
-def wait_until_taken(receiver: Wire) -> None:
-    """Until nothing that has come waits to be received."""
-    while struct.unpack("i", fcntl.ioctl(receiver.fileno(), termios.FIONREAD, bytes(4)))[0]:
-        time.sleep(0.001)
+def waiting_bytes(receiver: Wire) -> int:
+    """How much has come that was not received."""
+    answer = fcntl.ioctl(receiver.fileno(), termios.FIONREAD, bytes(4))
+    return int.from_bytes(answer, sys.byteorder)
+
+
+def wait_until_asleep(receiver: Wire) -> None:
+    """Until all is received that has come, or nothing of it any more before more comes."""
+    before, now = -1, waiting_bytes(receiver)
+    while now and now != before:
+        time.sleep(0.02)
+        before, now = now, waiting_bytes(receiver)
 
 
 @EACH_MOVER
-@pytest.mark.parametrize("late_bytes", [1, 1 << 16, 1 << 20, (1 << 20) + (1 << 16) + 1])
+@pytest.mark.parametrize("odd_bytes", [0, 1])
+def test_much_that_is_received_arrives_wherever_it_lies(mover: Mover, odd_bytes: int) -> None:
+    """Behind an odd piece, neither what comes nor where it goes lies as a processor likes it."""
+    cell = [large(number) for number in range(5)]
+    stream = payload_of(cell)
+    assert len(stream) > leaves.FAR_BYTES
+    with joined() as (sender, wire):
+
+        def send() -> None:
+            sender.sendall(stream[:odd_bytes])
+            wait_until_asleep(wire)
+            sender.sendall(stream[odd_bytes:])
+
+        sending = threading.Thread(target=send)
+        sending.start()
+        assert received(mover, wire, cell) == Arrived(digests_of(cell), None)
+        sending.join()
+    assert all(one.is_filled_alone() for one in cell)
+
+
+@EACH_MOVER
+@pytest.mark.parametrize("late_bytes", [1, 1 << 16, 1 << 20, (1 << 20) + (1 << 18) + 1])
 def test_however_late_it_is_woken_it_takes_what_is_its_own(mover: Mover, late_bytes: int) -> None:
     """It has slept already when the last ``late_bytes`` come, and nothing comes behind them."""
     cell = [large(1), large(2)]
@@ -234,9 +268,9 @@ def test_however_late_it_is_woken_it_takes_what_is_its_own(mover: Mover, late_by
 
     def send(sender: socket.socket, receiver: Wire) -> None:
         sender.sendall(stream[:-late_bytes])
-        wait_until_taken(receiver)
+        wait_until_asleep(receiver)
         sender.sendall(stream[-late_bytes:-1])
-        wait_until_taken(receiver)
+        wait_until_asleep(receiver)
         sender.sendall(stream[-1:])
 
     with joined() as (sender, wire):
@@ -247,6 +281,31 @@ def test_however_late_it_is_woken_it_takes_what_is_its_own(mover: Mover, late_by
         sender.sendall(b"m")
         assert wire.receive(1) == b"m"  # and sleeps no deeper than before from now on
     assert all(one.is_filled_alone() for one in cell)
+
+
+@EACH_MOVER
+@pytest.mark.parametrize("beside_bytes", [0, 100_000, (1 << 18) - 1, 1 << 18, (1 << 18) + 1])
+def test_having_taken_the_beginning_it_is_woken_for_the_rest(
+    mover: Mover, beside_bytes: int
+) -> None:
+    """It sleeps in the middle of what it wanted to take at a time."""
+    cell = [large(1, heads=1, head_bytes=(1 << 20) + beside_bytes)]
+    stream, beginning_bytes = payload_of(cell), 200_000
+
+    with joined() as (sender, wire):
+
+        def send() -> None:
+            wait_until_asleep(wire)
+            sender.sendall(stream[beginning_bytes:])
+
+        wire.make_room()
+        sender.sendall(stream[:beginning_bytes])
+        while waiting_bytes(wire) < beginning_bytes:
+            time.sleep(0.001)
+        sending = threading.Thread(target=send)
+        sending.start()
+        assert received(mover, wire, cell) == Arrived(digests_of(cell), None)
+        sending.join()
 
 
 @EACH_MOVER
