@@ -216,7 +216,7 @@ static void settle(arrival *here) {
     }
 }
 
-/* Out of the buffer into the leaves, so little at a time that it is read from memory once. */
+/* Out of the buffer into the leaves, so little at a time that it is still near when it is copied. */
 static void unload(arrival *here, const uint8_t *buffer, uint64_t size_bytes) {
     while (size_bytes) {
         const leaf *one = &here->leaves[here->done];

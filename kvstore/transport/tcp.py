@@ -1,9 +1,9 @@
 """Cells of a node on another host, through its bulk port.
 
-    connection 0   cells 0, 2, 4, ...     recv ──> some leaves ──hash them──> next leaves ...
+    connection 0   cells 0, 2, 4, ...     recv ──> buffer ──hash it──> leaves ──> more ...
     connection 1   cells 1, 3, 5, ...     likewise, in a thread of its own; more on large machines
 
-Bytes go from the socket straight into the engine's leaves. Cells are dealt out in turn, so that
+Bytes go through a small buffer into the engine's leaves. Cells are dealt out in turn, so that
 what has come when a deadline passes is the front of the prompt and not two halves of it. A fault
 on a connection costs the cells that it had not delivered yet; the next call opens a new one.
 

@@ -105,7 +105,7 @@ class Wire:
         self.send(*(segment for leaf in leaves for segment in _segments(leaf)))
 
     def receive_leaves(self, leaves: Leaves, seeds: Seeds) -> Arrived:
-        """Fill leaves one after the other, straight into where they lie, and hash them there."""
+        """Fill leaves one after the other, and hash what comes."""
         return receive(self, leaves, seeds)
 
     def receive_into(self, leaf: Leaf) -> None:

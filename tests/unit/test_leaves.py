@@ -9,8 +9,7 @@ import sys
 import termios
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -25,7 +24,6 @@ from xxhash import xxh3_64_intdigest
 
 from kvstore import leaves
 from kvstore.block import Leaf, Seeds
-from kvstore.clock import Deadline, ManualClock
 from kvstore.leaf_table import Leaves
 from kvstore.leaves import (
     Arrived,
@@ -38,6 +36,7 @@ from kvstore.leaves import (
     movers,
 )
 from kvstore.transport.wire import Wire
+from tests.unit.transport_world import joined
 
 U64 = (1 << 64) - 1
 EMPTY = 0xEE
@@ -169,18 +168,6 @@ def test_leaves_are_hashed_where_they_lie(mover: Mover, cell: Cell) -> None:
     assert mover.digests(leaves_of(cell), seeds_of(cell)) == digests_of(cell)
 
 
-@contextmanager
-def joined(time_s: float = 30.0) -> Iterator[tuple[socket.socket, Wire]]:
-    """A socket, and the other end of it as a source that has just so much time."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        sender = socket.create_connection(server.getsockname())
-        receiver, _ = server.accept()
-    with sender, receiver:
-        wire = Wire(receiver)
-        wire.until(Deadline.after(ManualClock(), time_s))
-        yield sender, wire
-
-
 def received(mover: Mover, wire: Wire, cell: Cell) -> Arrived:
     return mover.receive(wire, leaves_of(cell), seeds_of(cell))
 
@@ -195,7 +182,7 @@ SEVERAL = st.lists(placed(), min_size=3, max_size=6)
     piece_bytes=st.integers(1000, 300_000),
     far_bytes=FAR_BYTES,
 )
-def test_leaves_are_received_and_hashed_where_they_went(
+def test_leaves_are_received_and_hashed_on_the_way(
     mover: Mover, cell: Cell, piece_bytes: int, far_bytes: int
 ) -> None:
     stream = payload_of(cell)

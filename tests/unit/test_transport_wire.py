@@ -2,29 +2,15 @@
 
 import os
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from kvstore.clock import Deadline, SystemClock
-from kvstore.transport.wire import ROOM_BYTES, Wire
+from kvstore.transport.wire import ROOM_BYTES
+from tests.unit.transport_world import joined
 
-PATIENCE_S = 30.0
 QUIET_S = 5.0
 """Nothing more goes out when it has not for so long."""
 MOST_BYTES = int(Path("/proc/sys/net/ipv4/tcp_rmem").read_text().split()[-1])
 """What this machine's kernel lets wait on any connection."""
-
-
-@contextmanager
-def joined() -> Iterator[tuple[socket.socket, Wire]]:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        sender = socket.create_connection(server.getsockname())
-        receiver, _ = server.accept()
-    with sender, receiver:
-        wire = Wire(receiver)
-        wire.until(Deadline.after(SystemClock(), PATIENCE_S))
-        yield sender, wire
 
 
 def can_send_ahead(sender: socket.socket, size_bytes: int) -> bool:

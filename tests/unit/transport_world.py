@@ -21,6 +21,7 @@ from kvstore.transport.base import CellRead, CellWrite, WriteOutcome
 from kvstore.transport.bulk_server import BulkServer
 from kvstore.transport.local import LocalTransport
 from kvstore.transport.mapped import MappedNode
+from kvstore.transport.wire import Wire
 
 TOKENS = 16
 SHAPES = ((2, TOKENS, 24), (2, TOKENS, 8), (2, TOKENS, 40))
@@ -37,6 +38,18 @@ def soon() -> Deadline:
 def past() -> Deadline:
     """A deadline that has passed."""
     return Deadline.after(ManualClock(), 0.0)
+
+
+@contextmanager
+def joined(time_s: float = 30.0) -> Iterator[tuple[socket.socket, Wire]]:
+    """A socket, and the other end of it as a source that has just so much time."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        sender = socket.create_connection(server.getsockname())
+        receiver, _ = server.accept()
+    with sender, receiver:
+        wire = Wire(receiver)
+        wire.until(Deadline.after(ManualClock(), time_s))
+        yield sender, wire
 
 
 @dataclass
